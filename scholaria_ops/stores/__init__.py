@@ -1,0 +1,1 @@
+"""The three stores behind one seam (:mod:`scholaria_ops.stores.base`)."""
