@@ -1,0 +1,66 @@
+"""Real servers shared by the whole suite. Everything here is made below pytest's own temporary directory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scholaria_ops.catalogue.ledger import Ledger
+from scholaria_ops.progress import Logged
+from scholaria_ops.sandbox.fetch import fetch_tools
+from scholaria_ops.sandbox.postgres import PostgresServer
+from scholaria_ops.sandbox.qdrant import QdrantServer
+from scholaria_ops.sandbox.redis import RedisServer
+from scholaria_ops.sandbox.sandbox import Sandbox
+from scholaria_ops.sandbox.tools import Tools
+from scholaria_ops.stores.base import Context
+
+ContextFactory = Callable[..., Context]
+
+
+@pytest.fixture(scope="session")
+def tools() -> Tools:
+    """Programs of all three stores: found on this host, else downloaded once into the user's cache."""
+    return fetch_tools(Logged(logging.getLogger("scholaria_ops_tests.fetch")))
+
+
+@pytest.fixture(scope="session")
+def sandbox(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """One sandbox for the whole run (and worker). Add servers under names of your own; stop them when you are done."""
+    with Sandbox(tmp_path_factory.mktemp("sandbox"), tools, label="suite") as box:
+        yield box
+
+
+@pytest.fixture(scope="session")
+def pg_server(sandbox: Sandbox) -> PostgresServer:
+    """A shared PostgreSQL: make databases of your own in it, drop them afterwards, leave its configuration alone."""
+    return sandbox.postgres(name="shared-postgres", settings={"wal_level": "logical", "max_wal_senders": "5"})
+
+
+@pytest.fixture(scope="session")
+def redis_server(sandbox: Sandbox) -> RedisServer:
+    """A shared Redis whose snapshots by replication start at once; flush what you wrote."""
+    return sandbox.redis(name="shared-redis", config={"repl-diskless-sync-delay": "0"})
+
+
+@pytest.fixture(scope="session")
+def qdrant_server(sandbox: Sandbox) -> QdrantServer:
+    """A shared Qdrant: use collections of your own, delete them afterwards."""
+    return sandbox.qdrant(name="shared-qdrant")
+
+
+@pytest.fixture
+def context_factory(tmp_path: Path, tools: Tools) -> ContextFactory:
+    """Make a Context with its own scratch directory and ledger; any field may be given."""
+
+    def make(**fields: Any) -> Context:
+        scratch = tmp_path / f"scratch-{len(list(tmp_path.glob('scratch-*')))}"
+        scratch.mkdir(mode=0o700)
+        ledger = Ledger(tmp_path / "state" / "ledger.jsonl")
+        return Context(**{"scratch": scratch, "ledger": ledger, "tools": tools, **fields})
+
+    return make
