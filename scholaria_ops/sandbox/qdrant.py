@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import SecretStr
 
 from scholaria_ops.connections import QdrantConnection
-from scholaria_ops.sandbox.server import LOOPBACK, Readiness, Room, Server
+from scholaria_ops.sandbox.server import LOOPBACK, Readiness, Room, Server, free_port
 
 
 class QdrantServer(Server):
-    """Qdrant's REST endpoint on a free port, without gRPC, telemetry or web interface."""
+    """Qdrant's REST endpoint on a free port, without telemetry or web interface; gRPC only when it is asked for."""
 
     kind = "qdrant"
 
@@ -27,8 +27,11 @@ class QdrantServer(Server):
         api_key: str = "",
         config: Mapping[str, str] | None = None,
         extra_args: Sequence[str] = (),
+        grpc: bool = False,
     ) -> None:
         super().__init__(room, name)
+        self._grpc = grpc
+        self._grpc_port: int | None = None
         self._api_key = api_key
         self._config = dict(config or {})
         self._extra_args = tuple(extra_args)
@@ -45,8 +48,24 @@ class QdrantServer(Server):
             self._about = str(json.loads(self._get("/")[1])["version"])
         return self._about
 
+    @property
+    def grpc_address(self) -> str | None:
+        """Where points can be read in bulk (``host:port``), when the server was made with ``grpc=True``."""
+        return f"{LOOPBACK}:{self._grpc_port}" if self._grpc_port else None
+
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "api_key": self._api_key, "config": self._config, "extra_args": list(self._extra_args)}
+        return {
+            **super().state(),
+            "api_key": self._api_key,
+            "config": self._config,
+            "extra_args": list(self._extra_args),
+            "grpc": self._grpc,
+            "grpc_port": self._grpc_port,
+        }
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        super().adopt(state)
+        self._grpc_port = state.get("grpc_port")
 
     def _program(self) -> Path:
         return self._room.tools.require_qdrant()
@@ -58,6 +77,7 @@ class QdrantServer(Server):
         return
 
     def _configure(self) -> None:
+        self._grpc_port = free_port() if self._grpc else None
         config: dict[str, Any] = {
             "log_level": "INFO",
             "telemetry_disabled": True,
@@ -69,7 +89,7 @@ class QdrantServer(Server):
             "service": {
                 "host": LOOPBACK,
                 "http_port": self.port,
-                "grpc_port": None,
+                "grpc_port": self._grpc_port,
                 "enable_static_content": False,
                 # In the file, which is private: an environment can be read by every process of the same account.
                 "api_key": self._api_key or None,

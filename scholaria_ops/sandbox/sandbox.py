@@ -177,9 +177,11 @@ class Sandbox:
         api_key: str = "",
         config: Mapping[str, str] | None = None,
         extra_args: Sequence[str] = (),
+        grpc: bool = False,
     ) -> QdrantServer:
-        """Start Qdrant. ``config`` holds its variables without the prefix (``STORAGE__OPTIMIZERS__…``)."""
-        return self._start(name, lambda room: QdrantServer(room, name, api_key=api_key, config=config, extra_args=extra_args))
+        """Start Qdrant. ``config`` holds its variables without the prefix (``STORAGE__OPTIMIZERS__…``); with ``grpc`` points
+        can be read in bulk at :attr:`QdrantServer.grpc_address`."""
+        return self._start(name, lambda room: QdrantServer(room, name, api_key=api_key, config=config, extra_args=extra_args, grpc=grpc))
 
     def s3(self, *, name: str = "s3", engine: Engine = "moto") -> S3Server:
         """Start a local S3 endpoint (see :class:`S3Server` for the two engines)."""
@@ -306,7 +308,9 @@ def _restore(room: Room, name: str, state: Mapping[str, Any]) -> Server:
     if kind == "redis":
         return RedisServer(room, name, config=state["config"], tcp=state["tcp"], extra_args=state["extra_args"])
     if kind == "qdrant":
-        return QdrantServer(room, name, api_key=state["api_key"], config=state["config"], extra_args=state["extra_args"])
+        return QdrantServer(
+            room, name, api_key=state["api_key"], config=state["config"], extra_args=state["extra_args"], grpc=state.get("grpc", False)
+        )
     if kind == "s3":
         return S3Server(room, name, engine=state["engine"])
     raise SandboxError(f"{name} is of the unknown kind {kind!r}", hint="It was made by another version; stop it with that one.")
