@@ -309,3 +309,21 @@ def start_daemon(
         raise SandboxError(f"{Path(argv[0]).name} ended at once with status {child.returncode}", hint=f"Its log is {log}.")
     child.returncode = 0  # collected by pid elsewhere; keeps Popen.__del__ from complaining
     return Daemon(child.pid, start_time)
+
+
+def run_in_foreground(argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> int:
+    """Run a program on this terminal until it ends or we are told to stop; its whole group ends with us. Returns its status."""
+    child = subprocess.Popen(list(argv), env=child_environment(env), stdin=subprocess.DEVNULL, cwd=cwd, start_new_session=True)
+    start_time = process_start_time(child.pid)
+    try:
+        return child.wait()
+    finally:
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(15.0)
+            end_group(child.pid, start_time)
+        # whoever left the group's leader behind (the group outlives it) ends too
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)

@@ -1,0 +1,93 @@
+"""Private, durable files."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+
+from scholaria_ops.errors import DiskFull
+from scholaria_ops.files import HashingWriter, append_durably, disk_errors, hash_file, make_private_dir, write_private
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+def test_f86_permissions_are_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    old = os.umask(umask)
+    try:
+        directory = make_private_dir(tmp_path / "a" / "b")
+        file = write_private(directory / "f", b"x").path
+        append_durably(directory / "g", b"line")
+    finally:
+        os.umask(old)
+    assert [_mode(p) for p in (tmp_path / "a", directory, file, directory / "g")] == [0o700, 0o700, 0o600, 0o600]
+
+
+def test_hash_while_writing_agrees_with_reading_back(tmp_path: Path) -> None:
+    blocks = [os.urandom(100_000), b"", os.urandom(1)]
+    seen: list[int] = []
+    with HashingWriter(tmp_path / "f", on_bytes=seen.append) as out:
+        for block in blocks:
+            out.write(block)
+    assert out.result == hash_file(tmp_path / "f")
+    assert out.result.sha256 == hashlib.sha256(b"".join(blocks)).hexdigest()
+    assert sum(seen) == 100_001
+
+
+def test_an_existing_file_is_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("old")
+    with pytest.raises(FileExistsError), HashingWriter(tmp_path / "f"):
+        pass
+    assert (tmp_path / "f").read_text() == "old"
+
+
+def test_a_failed_writer_leaves_no_file(tmp_path: Path) -> None:
+
+    def fail() -> None:
+        with HashingWriter(tmp_path / "f") as out:
+            out.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_f07_a_full_disk_is_a_permanent_error_with_numbers(tmp_path: Path) -> None:
+    """The kernel's own refusal, by a limit on file sizes (which any user may set for itself)."""
+    old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, old_limit[1]))
+        with (
+            pytest.raises(DiskFull, match=r"at least [\d,]+ bytes needed, [\d,]+ bytes free") as caught,
+            HashingWriter(tmp_path / "f") as out,
+        ):
+            out.write(bytes(2_000_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+        signal.signal(signal.SIGXFSZ, old_handler)
+    assert not caught.value.retryable
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_are_not_mistaken_for_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), disk_errors(tmp_path):
+        raise OSError(errno.EACCES, "no")
+
+
+def test_a_torn_line_does_not_swallow_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    append_durably(path, b"one")
+    path.write_bytes(path.read_bytes() + b'{"to')
+    append_durably(path, b"two")
+    assert path.read_bytes().splitlines() == [b"one", b'{"to', b"two"]
