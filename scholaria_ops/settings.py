@@ -161,6 +161,14 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is no IANA time zone" + (f"; did you mean {near[0]}?" if near else "")) from None
         return value
 
+    @field_validator("backup_dir", "scratch_dir")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        # The command line, the web server and the daemon run in different working directories and must mean the same place.
+        if value is not None and not value.is_absolute():
+            raise ValueError(f"must be an absolute path, for example {Path.cwd() / value}")
+        return value
+
     @property
     def provenance(self) -> Mapping[str, str]:
         """Field name → where its value came from: ``environment (NAME)``, ``.env path (NAME)`` or ``default``."""

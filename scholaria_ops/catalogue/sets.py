@@ -1,0 +1,253 @@
+"""Backup sets on disk: the truth that Dagster's partitions only mirror.
+
+A directory named ``scholaria_backup_<id>`` is a whole set that was sealed by the commit protocol, an old-style set, or
+damaged; it is never "almost done". Listing reads names, manifests' heads and records, not artifacts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+
+from scholaria_ops.catalogue.artifacts import check_relative
+from scholaria_ops.catalogue.layout import (
+    MANIFEST,
+    PARTIAL_PREFIX,
+    RESTORE_TEXT,
+    SET_PREFIX,
+    SUMS,
+    Layout,
+    check_id,
+    id_from_name,
+    is_id,
+)
+from scholaria_ops.catalogue.legacy import LegacySet, read_legacy
+from scholaria_ops.catalogue.manifest import Manifest
+from scholaria_ops.catalogue.records import Record, Records
+from scholaria_ops.errors import OpsError, Refused, UsageError, VerificationFailed
+
+
+class Kind(StrEnum):
+    """What a directory in ``BACKUP_DIR`` is."""
+
+    SEALED = "sealed"
+    PARTIAL = "partial"
+    LEGACY = "old-style"
+    DAMAGED = "damaged"
+    STRAY = "stray"
+
+
+@dataclass(frozen=True)
+class BackupSet:
+    """A sealed (whole or partial) set that can be read."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.PARTIAL if self.manifest.partial else Kind.SEALED
+
+    @cached_property
+    def sums_sha256(self) -> str:
+        """Digest of SHA256SUMS: it names every byte of the set."""
+        return hashlib.sha256((self.directory / SUMS).read_bytes()).hexdigest()
+
+    @classmethod
+    def open(cls, directory: Path) -> BackupSet:
+        """Read the manifest and look whether every file is there with its size; digests are the verification's work.
+
+        Raises:
+            VerificationFailed: naming the first thing that is missing or of a wrong size.
+        """
+        manifest = Manifest.read(directory / MANIFEST)
+        if not (directory / SUMS).is_file():
+            raise VerificationFailed(f"{SUMS} is missing in {directory}", hint="The set is damaged; fetch it again from the offsite copy.")
+        for artifact in manifest.artifacts:
+            path = directory / artifact.path
+            if not path.is_file() or path.is_symlink():
+                raise VerificationFailed(f"{artifact.path} is missing in {directory}", hint="Fetch the set again from the offsite copy.")
+            if (size := path.stat().st_size) != artifact.size_bytes:
+                raise VerificationFailed(
+                    f"{artifact.path} in {directory} has {size:,} bytes instead of {artifact.size_bytes:,}",
+                    hint="Fetch the set again from the offsite copy.",
+                )
+        return cls(directory, manifest)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the catalogue."""
+
+    name: str
+    kind: Kind
+    directory: Path
+    id: str | None = None
+    set: BackupSet | None = None
+    legacy: LegacySet | None = None
+    #: Why it is damaged, unrestorable or stray.
+    reason: str = ""
+    records: Sequence[Record] = field(default=())
+
+    def last(self, event: str) -> Record | None:
+        return next((r for r in reversed(self.records) if r.event == event), None)
+
+    @property
+    def verified_at(self) -> datetime | None:
+        """When the newest verification passed, provided that no later one failed."""
+        record = self.last("verified")
+        return record.at if record and record.detail.get("passed") is True else None
+
+    @property
+    def verified_level(self) -> str:
+        record = self.last("verified")
+        return str(record.detail.get("level", "")) if record and self.verified_at else ""
+
+    @property
+    def offsite_at(self) -> datetime | None:
+        record = self.last("shipped")
+        return record.at if record else None
+
+    @property
+    def proven_at(self) -> datetime | None:
+        """When the newest rehearsal proved it, provided that no later one failed."""
+        judged = [r for r in self.records if r.event == "rehearsed" and r.detail.get("verdict") in {"proven", "failed"}]
+        return judged[-1].at if judged and judged[-1].detail["verdict"] == "proven" else None
+
+    @property
+    def ordered_by(self) -> tuple[float, str]:
+        """UTC instant of the cut; directories without one come first."""
+        if self.set:
+            return (self.set.manifest.cut_at.timestamp(), self.name)
+        if self.legacy and self.legacy.instant:
+            return (self.legacy.instant.timestamp(), self.name)
+        return (0.0, self.name)
+
+
+class Catalogue:
+    """All sets below one ``BACKUP_DIR``."""
+
+    def __init__(self, root: Path) -> None:
+        self.layout = Layout(root)
+        self.records = Records(self.layout)
+
+    def entries(self) -> list[Entry]:
+        """Every directory that is or claims to be a set, and every stray thing, oldest cut first.
+
+        Raises:
+            Refused: the directory cannot be read (a failed read is never an empty catalogue).
+        """
+        root = self.layout.root
+        try:
+            names = sorted(p.name for p in root.iterdir()) if root.exists() else []
+        except OSError as exc:
+            raise Refused(f"cannot read {root}: {exc.strerror}", hint="Check BACKUP_DIR and its permissions.") from exc
+        return sorted((self._entry(n) for n in names if not n.startswith(".")), key=lambda e: e.ordered_by)
+
+    def _entry(self, name: str) -> Entry:
+        directory = self.layout.root / name
+        set_id = id_from_name(name)
+        if set_id is None or not directory.is_dir() or directory.is_symlink():
+            looks_like = name.startswith((SET_PREFIX, PARTIAL_PREFIX))
+            return Entry(name, Kind.STRAY, directory, reason="its name holds no valid id" if looks_like else "not made by this product")
+        records = self.records.of(set_id)
+        try:
+            legacy = read_legacy(directory)
+            if legacy:
+                return Entry(name, Kind.LEGACY, directory, set_id, legacy=legacy, reason=legacy.unrestorable, records=records)
+            backup_set = BackupSet.open(directory)
+            if backup_set.id != set_id or (backup_set.kind is Kind.PARTIAL) != name.startswith(PARTIAL_PREFIX):
+                raise VerificationFailed(f"the manifest in {name} is of set {backup_set.id}", hint="Somebody renamed or copied it.")
+        except (OpsError, OSError) as exc:
+            return Entry(name, Kind.DAMAGED, directory, set_id, reason=str(exc), records=records)
+        return Entry(name, backup_set.kind, directory, set_id, set=backup_set, records=records)
+
+    def sealed(self) -> list[Entry]:
+        """Whole sets of ours, oldest first."""
+        return [e for e in self.entries() if e.kind is Kind.SEALED]
+
+    def find(self, reference: str) -> Entry:
+        """The entry that ``latest`` (newest verified whole set), an id, or a path names.
+
+        Raises:
+            UsageError: there is none; the message names what there is instead.
+        """
+        if reference == "latest":
+            return self._latest()
+        if is_id(reference):
+            for directory in (self.layout.sealed(reference), self.layout.partial(reference)):
+                if directory.is_dir():
+                    return self._entry(directory.name)
+            raise self._no_such(reference)
+        return self._at_path(Path(reference))
+
+    def _latest(self) -> Entry:
+        sealed = self.sealed()
+        verified = [e for e in sealed if e.verified_at]
+        if not verified:
+            raise UsageError(
+                f"no verified set in {self.layout.root}" + (f" ({len(sealed)} unverified)" if sealed else ""),
+                hint="Make one with `scholaria-ops backup`, or verify one by its id.",
+            )
+        return verified[-1]
+
+    def _at_path(self, path: Path) -> Entry:
+        if not path.is_dir():
+            if path.is_absolute() or len(path.parts) > 1:
+                raise UsageError(f"{path} is no directory", hint="A set is named by `latest`, its id, or the path of its directory.")
+            raise self._no_such(str(path))
+        path = path.resolve()
+        if path.parent == self.layout.root.resolve():
+            return self._entry(path.name)
+        return Catalogue(path.parent)._entry(path.name)
+
+    def _no_such(self, reference: str) -> UsageError:
+        known = [e.id for e in self.entries() if e.id]
+        have = f"the newest here is {known[-1]}" if known else f"{self.layout.root} holds none"
+        return UsageError(f"there is no set {reference!r}; {have}", hint="`scholaria-ops list` shows all sets.")
+
+    def used_ids(self) -> set[str]:
+        """Ids that may not be given out again: of sets, partial sets, staging leftovers, and everything ever recorded."""
+        used = self.records.ids()
+        for parent in (self.layout.root, self.layout.staging):
+            if parent.exists():
+                for path in parent.iterdir():
+                    found = id_from_name(path.name) or (path.name if is_id(path.name) else None)
+                    if found:
+                        used.add(found)
+        return used
+
+
+def parse_sums(data: bytes, *, source: str) -> dict[str, str]:
+    """Content of a SHA256SUMS file as path → digest.
+
+    Raises:
+        VerificationFailed: a line is malformed, a path leaves the set or occurs twice.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+        digest, separator, path = line.partition("  ")
+        if not separator or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            raise VerificationFailed(f"line {number} of {source} is malformed", hint="The set is damaged; do not rely on it.")
+        check_relative(path)
+        if path in found:
+            raise VerificationFailed(f"{source} names {path} twice", hint="The set is damaged; do not rely on it.")
+        found[path] = digest
+    return found
+
+
+def expected_files(manifest: Manifest) -> set[str]:
+    """Every file that SHA256SUMS of this manifest's set must name."""
+    return {a.path for a in manifest.artifacts} | {MANIFEST, RESTORE_TEXT}
+
+
+__all__ = ["BackupSet", "Catalogue", "Entry", "Kind", "check_id", "expected_files", "parse_sums"]

@@ -1,0 +1,7 @@
+"""All commands; importing this module registers them. One file per subject."""
+
+from __future__ import annotations
+
+from scholaria_ops.cli import backup, catalogue, configure, offsite, rehearse, verify
+
+__all__ = ["backup", "catalogue", "configure", "offsite", "rehearse", "verify"]

@@ -1,0 +1,38 @@
+"""What commands share: options, services, and running a job in the shared Dagster instance."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from scholaria_ops.cli.output import human_age, showing_progress
+from scholaria_ops.operations.services import Services, make_services
+from scholaria_ops.progress import Progress
+from scholaria_ops.settings import load_settings
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text")]
+SetArgument = Annotated[str, typer.Argument(metavar="SET", help="`latest` (newest verified), an id, or the path of a set's directory")]
+
+
+def services(progress: Progress | None = None) -> Services:
+    """Services for the settings in force."""
+    return make_services(load_settings(), progress=progress)
+
+
+def run(job: str, *, partition: str | None = None, config: Mapping[str, Any] | None = None, progress: Progress | None = None) -> str:
+    """Run a job with progress shown; returns its run id. Errors are those of the operation."""
+    from scholaria_ops.definitions import defs
+    from scholaria_ops.pipeline.runner import open_instance, run_job
+
+    with contextlib.ExitStack() as stack:
+        shown = progress or stack.enter_context(showing_progress())
+        instance = stack.enter_context(open_instance())
+        return run_job(defs.resolve_job_def(job), instance, progress=shown, partition=partition, config=config)
+
+
+def when(instant: Any) -> str:
+    """Age for people; a dash for never."""
+    return human_age(instant) if instant else "–"

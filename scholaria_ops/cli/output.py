@@ -1,0 +1,118 @@
+"""What commands print: tables for people on standard output, one JSON document with ``--json``, progress on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from scholaria_ops.progress import Progress
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def emit_json(command: str, content: Mapping[str, Any]) -> None:
+    """Print one document; ``schema`` changes its number when a field is removed or changes its meaning."""
+    document = {"schema": f"scholaria-ops/{command}/1", **content}
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2, default=_plain) + "\n")
+    sys.stdout.flush()
+
+
+def _plain(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, right: Sequence[str] = ()) -> None:
+    """A table at a terminal; columns separated by spaces when piped, so that ``awk`` works.
+
+    Cells may hold rich's markup: pass data from outside through :func:`plain`.
+    """
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def plain(text: object) -> str:
+    """Data as it stands: names and notes may hold brackets, which are no markup of ours."""
+    return escape(str(text))
+
+
+def human_age(then: datetime, now: datetime | None = None) -> str:
+    """``3 h ago``."""
+    seconds = ((now or datetime.now(UTC)) - then).total_seconds()
+    for limit, divisor, unit in ((90, 1, "s"), (5400, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{max(seconds, 0) / divisor:.0f} {unit} ago"
+    return f"{seconds / 86400:.0f} d ago"
+
+
+class Bars:
+    """Progress bars on standard error. Thread-safe (rich locks for itself)."""
+
+    def __init__(self, progress: RichProgress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def start(self, task: str, *, total: int | None = None, unit: str = "bytes") -> None:
+        self._tasks[task] = self._progress.add_task(escape(task), total=total)
+
+    def advance(self, task: str, amount: int) -> None:
+        if task in self._tasks:
+            self._progress.advance(self._tasks[task], amount)
+
+    def finish(self, task: str, note: str = "") -> None:
+        if task not in self._tasks:
+            self.say(f"{task}: {note}" if note else task)
+            return
+        task_id = self._tasks.pop(task)
+        done = next(t.completed for t in self._progress.tasks if t.id == task_id)
+        self._progress.update(task_id, total=done or 1, completed=done or 1, description=f"{escape(task)} [green]✓[/] {escape(note)}")
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, markup=False)
+
+
+class Lines:
+    """One plain line per finished piece of work, on standard error: for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def start(self, task: str, *, total: int | None = None, unit: str = "bytes") -> None:
+        return
+
+    def advance(self, task: str, amount: int) -> None:
+        return
+
+    def finish(self, task: str, note: str = "") -> None:
+        self.say(f"{task}: done" + (f" ({note})" if note else ""))
+
+    def say(self, text: str) -> None:
+        with self._lock:
+            sys.stderr.write(f"{datetime.now(UTC):%H:%M:%S} {text}\n")
+            sys.stderr.flush()
+
+
+@contextmanager
+def showing_progress() -> Iterator[Progress]:
+    """Bars at a terminal, plain lines otherwise."""
+    if not err.is_terminal:
+        yield Lines()
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TimeElapsedColumn())
+    with RichProgress(*columns, console=err, transient=False) as progress:
+        yield Bars(progress)

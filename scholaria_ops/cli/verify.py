@@ -1,0 +1,91 @@
+"""`scholaria-ops verify` and `scholaria-ops sync`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from scholaria_ops.catalogue.sets import Entry, Kind
+from scholaria_ops.cli.common import JsonOption, SetArgument, run, services
+from scholaria_ops.cli.main import app
+from scholaria_ops.cli.output import emit_json, err, out, plain, print_table, showing_progress
+from scholaria_ops.operations.verify import VerifyReport
+from scholaria_ops.operations.verify import verify as verify_operation
+from scholaria_ops.pipeline.assets_verified import check_level
+
+_MARKS = {True: "[green]passed[/]", False: "[bold red]FAILED[/]", None: "[yellow]not judged[/]"}
+
+
+@app.command()
+def verify(
+    reference: SetArgument = "latest",
+    level: Annotated[str, typer.Option(help="hash: every byte; readable: also opened in the stores' own software")] = "readable",
+    as_json: JsonOption = False,
+) -> None:
+    """Check every byte of a set, and that the stores' own software reads it. Touches no live store."""
+    wanted = check_level(level)
+    here = services()
+    entry = here.catalogue.find(reference)
+    if entry.kind is Kind.SEALED and entry.directory.parent == here.catalogue.layout.root.resolve() and not as_json:
+        _in_dagster(entry, level)
+        return
+    with showing_progress() as progress:
+        report = verify_operation(services(progress), entry, wanted)
+    if as_json:
+        emit_json("verify", report_json(report))
+    else:
+        print_report(report)
+    report.raise_if_failed()
+
+
+def _in_dagster(entry: Entry, level: str) -> None:
+    run_id = run("verify", partition=entry.id, config={"backup__verified": {"config": {"level": level}}})
+    record = services().catalogue.records.last(str(entry.id), "verified")
+    detail: dict[str, Any] = dict(record.detail) if record else {}
+    out.print(f"{entry.id}: [green]verified[/] ({level}), {detail.get('bytes', 0):,} bytes in {detail.get('seconds', 0):.1f} s")
+    for item in detail.get("unjudged", []):
+        out.print(f"[yellow]not judged[/] {plain(item['check'])}: {plain(item['detail'])}")
+    out.print(f"Run in Dagster: {run_id}")
+
+
+def print_report(report: VerifyReport) -> None:
+    """All checks of a verification as a table."""
+    print_table(["check", "result", "detail"], [[plain(f.name), _MARKS[f.check.passed], plain(f.check.detail)] for f in report.findings])
+    err.print(f"{report.bytes_read:,} bytes in {report.seconds:.1f} s")
+
+
+def report_json(report: VerifyReport) -> dict[str, Any]:
+    """Stable form of a verification's outcome."""
+    return {
+        "set": report.set_id,
+        "directory": str(report.directory),
+        "level": report.level,
+        "passed": report.passed,
+        "at": report.at,
+        "seconds": round(report.seconds, 3),
+        "bytes": report.bytes_read,
+        "checks": [
+            {
+                "subject": f.subject,
+                "name": f.check.name,
+                "passed": f.check.passed,
+                "detail": f.check.detail,
+                "numbers": dict(f.check.numbers),
+                "differences": [d.model_dump(mode="json") for d in f.check.differences],
+            }
+            for f in report.findings
+        ],
+    }
+
+
+@app.command()
+def sync(as_json: JsonOption = False) -> None:
+    """Make Dagster's partition grid show what is on disk (after a move, or on a new machine)."""
+    run_id = run("sync")
+    entries = services().catalogue.entries()
+    sealed = [e for e in entries if e.kind is Kind.SEALED]
+    if as_json:
+        emit_json("sync", {"run_id": run_id, "sealed": len(sealed), "left_out": len(entries) - len(sealed)})
+        return
+    out.print(f"Dagster shows {len(sealed)} sets; {len(entries) - len(sealed)} other directories left out (`scholaria-ops list`).")

@@ -1,0 +1,21 @@
+"""Composition only: the code location that ``workspace.yaml`` names."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from scholaria_ops.pipeline.assets_backup import take_backup
+from scholaria_ops.pipeline.assets_live import LIVE
+from scholaria_ops.pipeline.assets_offsite import ship_offsite
+from scholaria_ops.pipeline.assets_rehearsal import restored
+from scholaria_ops.pipeline.assets_verified import verified
+from scholaria_ops.pipeline.jobs import JOBS
+from scholaria_ops.pipeline.resources import Estate
+from scholaria_ops.pipeline.sensors import SENSORS
+
+defs = dg.Definitions(
+    assets=[*LIVE, take_backup, verified, ship_offsite, restored],
+    jobs=JOBS,
+    sensors=SENSORS,
+    resources={"estate": Estate()},
+)

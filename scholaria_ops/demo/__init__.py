@@ -1,0 +1,1 @@
+"""The demonstration: real servers with sample data, and the product at work on them. Never used on real stores."""

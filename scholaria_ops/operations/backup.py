@@ -1,0 +1,247 @@
+"""Take one backup set: dump the three stores side by side, seal what came of it.
+
+A set is whole or it is not a set: if a store fails for good, what the others gave is sealed as a *partial* set under
+another name, and the run fails naming the store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from scholaria_ops import __version__
+from scholaria_ops.catalogue.commit import Staging, staging
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
+from scholaria_ops.catalogue.ids import check_usable, mint
+from scholaria_ops.catalogue.manifest import Manifest, Origin, StorePart, Tier
+from scholaria_ops.catalogue.records import whoami
+from scholaria_ops.catalogue.sets import BackupSet
+from scholaria_ops.errors import Cancelled, DiskFull, OpsError, StoreError
+from scholaria_ops.operations.gate import CutGate
+from scholaria_ops.operations.preflight import Preflight, preflight
+from scholaria_ops.operations.restore_text import restore_text
+from scholaria_ops.operations.services import AnyStore, Services
+from scholaria_ops.process import redact
+from scholaria_ops.stores.base import Context, Dump
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRequest:
+    """What was asked for. ``requested_by`` names a person, a schedule or a job."""
+
+    tier: Tier = "manual"
+    note: str = ""
+    requested_by: str = ""
+    run_id: str = ""
+
+
+class BackupIncomplete(StoreError):
+    """At least one store could not be dumped. ``partial`` is what was sealed of the others, if anything."""
+
+    code = "backup_incomplete"
+
+    def __init__(self, failures: Mapping[StoreName, OpsError], partial: BackupSet | None) -> None:
+        self.failures = dict(failures)
+        self.partial = partial
+        lines = [f"{name} could not be backed up: {error}" for name, error in failures.items()]
+        if partial:
+            kept = ", ".join(name for name, _ in partial.manifest.parts())
+            lines.append(f"kept as a partial set (counts for nothing, restorable store by store): {partial.directory.name} with {kept}")
+        super().__init__("\n".join(lines), hint="Mend the cause and run the backup again.")
+
+
+def reserve(services: Services, request: BackupRequest, *, taken: frozenset[str] = frozenset()) -> str:
+    """Reserve a fresh id for a backup that is about to be started."""
+    services.check_directory()
+    return mint(
+        services.catalogue,
+        services.settings.timezone,
+        services.now(),
+        taken=taken,
+        tier=request.tier,
+        note=request.note,
+        requested_by=request.requested_by,
+    )
+
+
+def existing(services: Services, set_id: str) -> BackupSet | None:
+    """The sealed set of that id, if there is one already (running an id again must not touch it)."""
+    directory = services.catalogue.layout.sealed(set_id)
+    return BackupSet.open(directory) if directory.exists() else None
+
+
+def backup(services: Services, set_id: str, request: BackupRequest) -> BackupSet:
+    """Dump all stores and seal the set ``set_id``. Returns the set; an already sealed one is returned untouched.
+
+    Raises:
+        BackupIncomplete: a store failed; the others are kept as a partial set.
+        Refused: the id is too old, or every store refused.
+        DiskFull: there is no room; nothing was written.
+        Busy: another run is at work.
+        Cancelled: told to stop; nothing remains, here or on the servers.
+    """
+    with services.locked(f"backup {set_id}"):
+        if (done := existing(services, set_id)) is not None:
+            return done
+        check_usable(services.catalogue.records, set_id, services.settings.timezone, services.now())
+        with services.context(f"backup-{set_id}") as ctx:
+            try:
+                return _backup(services, set_id, request, ctx)
+            except OpsError as exc:
+                services.catalogue.records.append(
+                    set_id, "failed", run_id=request.run_id, code=exc.code, message=redact(exc.message, services.settings.secrets)
+                )
+                raise
+
+
+def _backup(services: Services, set_id: str, request: BackupRequest, ctx: Context) -> BackupSet:
+    reap_servers(services, ctx)
+    started_at = services.now()
+    looked = preflight(services, ctx)
+    if full := looked.room:
+        raise full
+    failures: dict[StoreName, OpsError] = dict(looked.refusals)
+    if not looked.facts:
+        raise BackupIncomplete(failures, None)
+    with staging(services.catalogue.layout, set_id) as stage:
+        dumps, broken = _dump_all(services, stage, looked, ctx)
+        failures.update(broken)
+        if any(isinstance(e, DiskFull) and e.store is None for e in failures.values()):
+            raise next(e for e in failures.values() if isinstance(e, DiskFull))
+        if not dumps:
+            raise BackupIncomplete(failures, None)
+        _only_artifacts(stage.path, dumps)
+        manifest = _manifest(services, set_id, request, started_at, dumps, failures)
+        text = restore_text(manifest, {n: services.stores[n].manual_restore(d.artifacts) for n, d in dumps.items()})
+        sealed = stage.seal(manifest, text, cancel=services.cancel)
+    services.catalogue.records.append(
+        set_id,
+        "sealed",
+        run_id=request.run_id,
+        sums_sha256=sealed.sums_sha256,
+        partial=manifest.partial,
+        size_bytes=manifest.size_bytes,
+        cut_at=manifest.cut_at.astimezone(UTC).isoformat(),
+    )
+    if failures:
+        raise BackupIncomplete(failures, sealed)
+    return sealed
+
+
+def reap_servers(services: Services, ctx: Context) -> list[str]:
+    """Remove what killed runs left on the live servers. A store that cannot be asked now is left for the next time."""
+    lines: list[str] = []
+    for name, store in services.stores.items():
+        try:
+            found = store.reap(ctx)
+        except OpsError as exc:
+            services.log.warning("%s: could not look for leftovers: %s", name, exc)
+            continue
+        lines += found
+        for line in found:
+            services.progress.say(line)
+    return lines
+
+
+def _dump_all(
+    services: Services, stage: Staging, looked: Preflight, ctx: Context
+) -> tuple[dict[StoreName, Dump[Any]], dict[StoreName, OpsError]]:
+    """Run the dumps side by side; a failing store does not stop the others, cancellation stops all."""
+    gate = CutGate(len(looked.facts), cancel=services.cancel)
+    futures: dict[Future[Dump[Any]], StoreName] = {}
+    dumps: dict[StoreName, Dump[Any]] = {}
+    failures: dict[StoreName, OpsError] = {}
+    with ThreadPoolExecutor(max_workers=len(STORE_NAMES), thread_name_prefix="dump") as pool:
+        try:
+            for name in looked.facts:
+                futures[pool.submit(_dump_one, services.stores[name], stage, gate, ctx)] = name
+            waiting = set(futures)
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    error = future.exception()
+                    if error is None:
+                        dumps[futures[future]] = future.result()
+                    elif isinstance(error, Cancelled) or not isinstance(error, OpsError):
+                        raise error
+                    else:
+                        failures[futures[future]] = error
+        except BaseException as exc:
+            services.cancel.cancel(str(exc) or type(exc).__name__)
+            raise
+    services.cancel.check()
+    return {n: dumps[n] for n in STORE_NAMES if n in dumps}, failures
+
+
+def _dump_one(store: AnyStore, stage: Staging, gate: CutGate, ctx: Context) -> Dump[Any]:
+    arrived = False
+
+    def at_the_cut() -> None:
+        nonlocal arrived
+        arrived = True
+        gate.arrive()
+
+    scratch = ctx.scratch / store.name
+    scratch.mkdir(mode=0o700)
+    try:
+        return store.dump(stage.path, stage.id, dataclasses.replace(ctx, scratch=scratch, at_the_cut=at_the_cut))
+    finally:
+        if not arrived:
+            gate.leave()
+
+
+def _only_artifacts(directory: Path, dumps: Mapping[StoreName, Dump[Any]]) -> None:
+    """Remove what failed dumps left in the staging directory, so that a partial set holds only what its manifest names."""
+    named = {artifact.path for dump in dumps.values() for artifact in dump.artifacts}
+    for path in sorted(directory.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.relative_to(directory).as_posix() not in named:
+            path.unlink()
+
+
+def _manifest(
+    services: Services,
+    set_id: str,
+    request: BackupRequest,
+    started_at: datetime,
+    dumps: Mapping[StoreName, Dump[Any]],
+    failures: Mapping[StoreName, OpsError],
+) -> Manifest:
+    cuts = [dump.evidence.cut_at for dump in dumps.values()]
+    parts = {
+        name: StorePart[type(dump.evidence)](  # type: ignore[misc]
+            source=services.stores[name].where,
+            tool_versions=dict(dump.tool_versions),
+            started_at=dump.started_at,
+            finished_at=dump.finished_at,
+            evidence=dump.evidence,
+            warnings=dump.warnings,
+        )
+        for name, dump in dumps.items()
+    }
+    by = whoami()
+    return Manifest(
+        id=set_id,
+        tier=request.tier,
+        timezone=services.settings.backup_timezone,
+        started_at=started_at,
+        finished_at=services.now(),
+        skew_s=(max(cuts) - min(cuts)).total_seconds(),
+        origin=Origin(
+            product=f"scholaria-ops {__version__}",
+            host=by.partition("@")[2],
+            requested_by=request.requested_by or by,
+            run_id=request.run_id,
+            note=request.note,
+        ),
+        missing={name: redact(error.message, services.settings.secrets) for name, error in failures.items()},
+        artifacts=tuple(a for dump in dumps.values() for a in dump.artifacts),
+        **parts,
+    )

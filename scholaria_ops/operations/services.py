@@ -1,0 +1,142 @@
+"""Composition: from settings to the objects that operations work with."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from scholaria_ops.cancel import CancelToken
+from scholaria_ops.catalogue.commit import reap
+from scholaria_ops.catalogue.evidence.base import StoreName
+from scholaria_ops.catalogue.ledger import Ledger
+from scholaria_ops.catalogue.lock import Holder, estate_lock
+from scholaria_ops.catalogue.sets import Catalogue
+from scholaria_ops.errors import Refused
+from scholaria_ops.files import make_private_dir
+from scholaria_ops.offsite.base import OffsiteTarget
+from scholaria_ops.offsite.s3 import S3Options, S3Target
+from scholaria_ops.progress import Progress, Silent
+from scholaria_ops.sandbox.sandbox import reap as reap_sandboxes
+from scholaria_ops.sandbox.tools import Tools, find_tools
+from scholaria_ops.settings import Settings
+from scholaria_ops.stores.base import Context, Store
+from scholaria_ops.stores.postgres.store import PostgresStore
+from scholaria_ops.stores.qdrant.store import QdrantStore
+from scholaria_ops.stores.redis.store import RedisStore
+
+AnyStore = Store[Any, Any]
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything an operation needs. Made by :func:`make_services`; tests make their own."""
+
+    settings: Settings
+    catalogue: Catalogue
+    stores: Mapping[StoreName, AnyStore]
+    tools: Tools
+    ledger: Ledger
+    #: Where copies go outside the house; None if nothing is set.
+    offsite: OffsiteTarget | None = None
+    cancel: CancelToken = field(default_factory=CancelToken)
+    progress: Progress = field(default_factory=Silent)
+    log: logging.Logger = field(default_factory=lambda: logging.getLogger("scholaria_ops"))
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    @contextlib.contextmanager
+    def locked(self, what: str) -> Iterator[Holder]:
+        """Hold the estate lock, after removing what killed runs left on this disk.
+
+        Raises:
+            Busy: another run holds it.
+            Refused: BACKUP_DIR cannot be made or written.
+        """
+        self.check_directory()
+        with estate_lock(self.catalogue.layout.lock, what, wait_s=self.settings.lock_wait_s, cancel=self.cancel) as holder:
+            reap(self.catalogue.layout, say=self.progress.say)
+            for line in reap_sandboxes(self.settings.scratch_root):
+                self.progress.say(line)
+            yield holder
+
+    @contextlib.contextmanager
+    def context(self, label: str, **more: Any) -> Iterator[Context]:
+        """A store context with a scratch directory of its own, removed at the end."""
+        root = make_private_dir(self.settings.scratch_root, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{label}-", dir=root))
+        try:
+            yield Context(
+                scratch=scratch, ledger=self.ledger, tools=self.tools, cancel=self.cancel, progress=self.progress, log=self.log, **more
+            )
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def check_directory(self) -> None:
+        """Make BACKUP_DIR if needed and see that it can be written."""
+        root = self.catalogue.layout.root
+        try:
+            make_private_dir(root, exist_ok=True)
+            make_private_dir(self.catalogue.layout.state, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.catalogue.layout.state):
+                pass
+        except OSError as exc:
+            raise Refused(
+                f"BACKUP_DIR {root} cannot be written: {exc.strerror}",
+                hint="Create it for the user who runs this, or point BACKUP_DIR elsewhere.",
+            ) from exc
+
+
+def make_services(
+    settings: Settings, *, cancel: CancelToken | None = None, progress: Progress | None = None, log: logging.Logger | None = None
+) -> Services:
+    """Services for real stores, as the settings name them. Connects to nothing yet."""
+    catalogue = Catalogue(settings.backup_dir)
+    stores: dict[StoreName, AnyStore] = {
+        "postgres": PostgresStore(
+            settings.postgres,
+            pg_dump_compression=settings.pg_compression,
+            lock_timeout_s=settings.pg_lock_timeout_s,
+            fingerprint_max_bytes=settings.fingerprint_max_bytes,
+            restore_jobs=settings.pg_restore_jobs,
+        ),
+        "redis": RedisStore(settings.redis, sync_mode=settings.redis_sync),
+        "qdrant": QdrantStore(settings.qdrant, fingerprint_max_points=settings.qdrant_fingerprint_max_points),
+    }
+    ledger = Ledger(catalogue.layout.ledger)
+    return Services(
+        settings=settings,
+        catalogue=catalogue,
+        stores=stores,
+        tools=find_tools(pg_bin_dir=settings.pg_bin_dir, redis_server=settings.redis_server, qdrant=settings.qdrant_bin),
+        ledger=ledger,
+        offsite=_offsite(settings, ledger),
+        cancel=cancel or CancelToken(),
+        progress=progress or Silent(),
+        log=log or logging.getLogger("scholaria_ops"),
+    )
+
+
+def _offsite(settings: Settings, ledger: Ledger) -> OffsiteTarget | None:
+    if not settings.s3_bucket:
+        return None
+    options = S3Options(
+        bucket=settings.s3_bucket,
+        prefix=settings.s3_prefix,
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.aws_region,
+        storage_class=settings.s3_storage_class,
+        access_key=settings.aws_access_key_id,
+        secret_key=settings.aws_secret_access_key,
+        session_token=settings.aws_session_token,
+        checksums=settings.s3_checksums,
+        concurrency=settings.s3_concurrency,
+    )
+    return S3Target(options, ledger)

@@ -1,0 +1,231 @@
+"""Verify a set: every byte of it (``hash``), or also that the stores' own software reads it (``readable``).
+
+Nothing here touches a live store. The outcome is appended to the set's records with its time, good or bad.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from scholaria_ops.catalogue.evidence.base import StoreName
+from scholaria_ops.catalogue.layout import MANIFEST, SUMS
+from scholaria_ops.catalogue.manifest import Manifest
+from scholaria_ops.catalogue.sets import Entry, Kind, expected_files, parse_sums
+from scholaria_ops.errors import OpsError, UsageError, VerificationFailed
+from scholaria_ops.files import hash_file
+from scholaria_ops.operations.services import Services
+from scholaria_ops.operations.verify_legacy import verify_legacy
+from scholaria_ops.stores.base import Check, Context
+
+Level = Literal["hash", "readable"]
+LEVELS: tuple[Level, ...] = ("hash", "readable")
+_MAX_SMALL_FILE = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check of a verification. ``subject`` is a store's name, or ``set`` for the whole."""
+
+    subject: StoreName | Literal["set"]
+    check: Check
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject}: {self.check.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """Outcome of one verification."""
+
+    set_id: str
+    directory: Path
+    level: Level
+    findings: tuple[Finding, ...]
+    at: datetime
+    seconds: float
+    bytes_read: int
+
+    @property
+    def failed(self) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.check.passed is False)
+
+    @property
+    def unjudged(self) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.check.passed is None)
+
+    @property
+    def passed(self) -> bool:
+        """No check failed (some may not have been judged: see :attr:`unjudged`)."""
+        return not self.failed
+
+    def raise_if_failed(self) -> None:
+        """Raise :class:`VerificationFailed` naming every failed check."""
+        if self.failed:
+            lines = "\n".join(f"  {f.name}: {f.check.detail}" for f in self.failed)
+            raise VerificationFailed(
+                f"the set {self.set_id} does not verify:\n{lines}",
+                hint="Do not rely on this set; fetch it again from offsite, or use the next older verified one.",
+            )
+
+
+def verify(services: Services, entry: Entry, level: Level, *, run_id: str = "") -> VerifyReport:
+    """Verify one set and record the outcome. A failed check is in the report, not an exception.
+
+    Raises:
+        UsageError: the entry is no set at all.
+        Cancelled: told to stop; nothing was recorded.
+    """
+    if entry.kind is Kind.STRAY or entry.id is None:
+        raise UsageError(f"{entry.directory} is no backup set: {entry.reason}")
+    began, at = time.monotonic(), services.now()
+    with services.context(f"verify-{entry.id}") as ctx:
+        if entry.kind is Kind.LEGACY and entry.legacy:
+            findings = [Finding(subject, check) for subject, check in verify_legacy(entry.legacy, level, services.stores, ctx)]
+            read = entry.legacy.size_bytes
+        else:
+            findings, read = _verify_set(services, entry, level, ctx)
+    services.cancel.check()
+    report = VerifyReport(entry.id, entry.directory, level, tuple(findings), at, time.monotonic() - began, read)
+    _record(services, entry, report, run_id)
+    return report
+
+
+def _verify_set(services: Services, entry: Entry, level: Level, ctx: Context) -> tuple[list[Finding], int]:
+    findings, manifest, read = _hash_level(entry.directory, _sealed_digest(services, entry), ctx)
+    if level == "readable":
+        if manifest is None or any(f.check.passed is False for f in findings):
+            # Never hand bytes to a store's tool that are not those we wrote: an archive can carry code.
+            findings.append(Finding("set", Check("readable", None, "not opened, because the bytes are not those that were sealed")))
+        else:
+            findings += _readable_level(services, entry.directory, manifest, ctx)
+    return findings, read
+
+
+def hash_check(services: Services, entry: Entry, ctx: Context) -> None:
+    """Compare every byte of a set with what was sealed, without recording it: for whoever is about to use the bytes.
+
+    Raises:
+        VerificationFailed: naming every file that differs.
+    """
+    findings, _, read = _hash_level(entry.directory, _sealed_digest(services, entry), ctx)
+    VerifyReport(str(entry.id), entry.directory, "hash", tuple(findings), services.now(), 0.0, read).raise_if_failed()
+
+
+def _sealed_digest(services: Services, entry: Entry) -> str:
+    sealed = services.catalogue.records.last(str(entry.id), "sealed") if _is_ours(services, entry) else None
+    return str(sealed.detail.get("sums_sha256", "")) if sealed else ""
+
+
+def _is_ours(services: Services, entry: Entry) -> bool:
+    return entry.directory.parent.resolve() == services.catalogue.layout.root.resolve()
+
+
+def _hash_level(directory: Path, sums_digest: str, ctx: Context) -> tuple[list[Finding], Manifest | None, int]:
+    """Every byte of the set against SHA256SUMS, that against its record, and the manifest against both."""
+    sums_path = directory / SUMS
+    try:
+        if sums_path.stat().st_size > _MAX_SMALL_FILE:
+            raise VerificationFailed(f"{SUMS} is far too large")
+        data = sums_path.read_bytes()
+        sums = parse_sums(data, source=SUMS)
+    except FileNotFoundError:
+        return [Finding("set", Check("checksums", False, f"{SUMS} is missing"))], None, 0
+    except VerificationFailed as exc:
+        return [Finding("set", Check("checksums", False, exc.message))], None, 0
+    wrong = []
+    own = hash_file(sums_path)
+    if sums_digest and own.sha256 != sums_digest:
+        wrong.append(f"{SUMS} is not the file that was sealed")
+    found, read = _digests(directory, sums, ctx)
+    wrong += list(_compare_sums(directory, sums, found))
+    findings = [Finding("set", Check("checksums", not wrong, "; ".join(wrong) or f"{len(sums)} files, {read:,} bytes as they were sealed"))]
+    manifest, manifest_findings = _manifest_agrees(directory, sums, found)
+    return findings + manifest_findings, manifest, read + own.size
+
+
+def _digests(directory: Path, sums: dict[str, str], ctx: Context) -> tuple[dict[str, str], int]:
+    paths = [p for p in sums if (directory / p).is_file() and not (directory / p).is_symlink()]
+    ctx.progress.start("hash", total=sum((directory / p).stat().st_size for p in paths))
+
+    def one(path: str) -> tuple[str, str, int]:
+        ctx.cancel.check()
+        written = hash_file(directory / path, on_bytes=lambda n: _tick(ctx, n))
+        return path, written.sha256, written.size
+
+    # Hashing releases the interpreter's lock: two threads keep two cores busy.
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="hash") as pool:
+        results = list(pool.map(one, paths))
+    ctx.progress.finish("hash", f"{len(results)} files")
+    return {path: digest for path, digest, _ in results}, sum(size for _, _, size in results)
+
+
+def _tick(ctx: Context, amount: int) -> None:
+    ctx.cancel.check()
+    ctx.progress.advance("hash", amount)
+
+
+def _compare_sums(directory: Path, sums: dict[str, str], found: dict[str, str]) -> Iterator[str]:
+    for path, digest in sums.items():
+        if path not in found:
+            yield f"{path} is missing"
+        elif found[path] != digest:
+            yield f"{path} is not what was sealed (SHA-256 {found[path][:12]}… instead of {digest[:12]}…)"
+    for path in sorted(directory.rglob("*")):
+        relative = path.relative_to(directory).as_posix()
+        if relative not in sums and relative != SUMS and (path.is_symlink() or not path.is_dir()):
+            yield f"{relative} does not belong to the set"
+
+
+def _manifest_agrees(directory: Path, sums: dict[str, str], found: dict[str, str]) -> tuple[Manifest | None, list[Finding]]:
+    try:
+        manifest = Manifest.read(directory / MANIFEST)
+    except OpsError as exc:
+        return None, [Finding("set", Check("manifest", False, exc.message))]
+    wrong = [f"{p} is not covered by {SUMS}" for p in sorted(expected_files(manifest) - sums.keys())]
+    wrong += [f"{p} is in {SUMS}, but not in the manifest" for p in sorted(sums.keys() - expected_files(manifest))]
+    for artifact in manifest.artifacts:
+        if artifact.path in found and found[artifact.path] != artifact.sha256:
+            wrong.append(f"{artifact.path} differs from its digest in the manifest")
+    name = directory.name.rpartition("_backup_")[2] if "_backup_" in directory.name else directory.name.rpartition("_partial_")[2]
+    if manifest.id != name:
+        wrong.append(f"the manifest is of set {manifest.id}")
+    return manifest, [
+        Finding("set", Check("manifest", not wrong, "; ".join(wrong) or f"format {manifest.format_version}, agrees with {SUMS}"))
+    ]
+
+
+def _readable_level(services: Services, directory: Path, manifest: Manifest, ctx: Context) -> list[Finding]:
+    def one(item: tuple[StoreName, Any]) -> list[Finding]:
+        name, part = item
+        scratch = ctx.scratch / name
+        scratch.mkdir(mode=0o700)
+        checks = services.stores[name].inspect(directory, manifest.artifacts_of(name), part.evidence, replace(ctx, scratch=scratch))
+        return [Finding(name, check) for check in checks]
+
+    with ThreadPoolExecutor(max_workers=3, thread_name_prefix="inspect") as pool:
+        return [finding for group in pool.map(one, manifest.parts()) for finding in group]
+
+
+def _record(services: Services, entry: Entry, report: VerifyReport, run_id: str) -> None:
+    """Write the outcome down, but only for sets of this catalogue: a set looked at elsewhere has its records there."""
+    if not _is_ours(services, entry):
+        return
+    services.catalogue.records.append(
+        report.set_id,
+        "verified",
+        run_id=run_id,
+        at=report.at,
+        level=report.level,
+        passed=report.passed,
+        seconds=round(report.seconds, 3),
+        bytes=report.bytes_read,
+        failed=[{"check": f.name, "detail": f.check.detail} for f in report.failed],
+        unjudged=[{"check": f.name, "detail": f.check.detail} for f in report.unjudged],
+    )

@@ -1,0 +1,108 @@
+"""Offsite → rehearsal: the set restored into servers of our own and found equal. The proof."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import dagster as dg
+
+from scholaria_ops.errors import ConfigError
+from scholaria_ops.operations.offsite import push_records
+from scholaria_ops.operations.rehearse import RehearsalReport, Source, rehearse
+from scholaria_ops.pipeline.assets_live import OWNERS
+from scholaria_ops.pipeline.assets_offsite import OFFSITE
+from scholaria_ops.pipeline.errors import as_failure
+from scholaria_ops.pipeline.metadata import Metadata, table
+from scholaria_ops.pipeline.partitions import BACKUPS
+from scholaria_ops.pipeline.resources import Estate
+
+RESTORED = dg.AssetKey(["rehearsal", "restored"])
+_PERIOD = re.compile(r"^(\d+)\s*(s|m|h)$")
+
+
+class RehearsalConfig(dg.Config):
+    """Where to take the set from (``local`` or ``offsite``), and how long to keep the servers up (``2h``; empty: not at all)."""
+
+    source: str = "local"
+    keep: str = ""
+
+
+@dg.asset(
+    key=RESTORED,
+    deps=[OFFSITE],
+    partitions_def=BACKUPS,
+    group_name="rehearsal",
+    kinds={"postgres", "redis", "qdrant"},
+    owners=OWNERS,
+    description="The set restored into throw-away servers, probed there and compared with what was measured when it was taken.",
+)
+def restored(context: dg.AssetExecutionContext, config: RehearsalConfig, estate: Estate) -> dg.MaterializeResult[None]:
+    with as_failure(), estate.services(context.log) as services:
+        report = rehearse(
+            services, context.partition_key, source=check_source(config.source), keep=parse_period(config.keep), run_id=context.run_id
+        )
+        push_records(services, report.set_id)
+    if report.kept_file:
+        context.log.info("The servers stay up until %s; how to connect: %s", report.kept_until, report.kept_file)
+    if report.verdict != "proven":
+        raise dg.Failure(
+            description=f"verdict: {report.verdict}. "
+            + "; ".join(f"{s.store}: {s.detail}" for s in report.stores if s.verdict != "proven"),
+            metadata=report_metadata(report),
+            allow_retries=False,
+        )
+    return dg.MaterializeResult(asset_key=RESTORED, metadata=report_metadata(report))
+
+
+def check_source(value: str) -> Source:
+    """The source that run config names; raises ConfigError for anything else."""
+    if value == "local":
+        return "local"
+    if value == "offsite":
+        return "offsite"
+    raise ConfigError(f"source {value!r} does not exist", hint="Use local or offsite.")
+
+
+def parse_period(text: str) -> timedelta | None:
+    """``90s``, ``30m``, ``2h``; empty for none. At most a day."""
+    if not text.strip():
+        return None
+    match = _PERIOD.match(text.strip())
+    period = timedelta(**{{"s": "seconds", "m": "minutes", "h": "hours"}[match[2]]: int(match[1])}) if match else timedelta.max
+    if period > timedelta(days=1):
+        raise ConfigError(f"{text!r} is no period of at most a day", hint="Write 30m or 2h.")
+    return period
+
+
+def report_metadata(report: RehearsalReport) -> Metadata:
+    """RTO, RPO and what was compared."""
+    differences = [d for s in report.stores for d in s.differences]
+    return {
+        "verdict": report.verdict,
+        "source": report.source,
+        "rto_s": round(report.rto_s, 3),
+        "rpo_s": round(report.rpo_s, 3),
+        "fetch_s": round(report.fetch_s, 3),
+        **{name: int(s.counts[name]) for s in report.stores for name in ("rows", "keys", "points") if name in s.counts},
+        "stores": table(
+            {
+                "store": s.store,
+                "verdict": s.verdict,
+                "rto_s": round(s.rto_s, 2),
+                "phases": ", ".join(f"{k} {v:.2f} s" for k, v in s.seconds.items()),
+                "detail": s.detail,
+                "server": s.server_version,
+            }
+            for s in report.stores
+        ),
+        **(
+            {
+                "differences": table(
+                    {"store": d.store, "what": d.what, "expected": d.expected, "found": d.found, "weight": d.severity} for d in differences
+                )
+            }
+            if differences
+            else {}
+        ),
+    }

@@ -1,0 +1,118 @@
+"""Sealed → verified. The asset yields its checks and then fails on a bad one: its cell turns red, offsite does not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import dagster as dg
+
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES
+from scholaria_ops.errors import ConfigError
+from scholaria_ops.operations.verify import LEVELS, Finding, Level, VerifyReport, verify
+from scholaria_ops.pipeline.assets_backup import SEALED, VERIFIED
+from scholaria_ops.pipeline.assets_live import OWNERS
+from scholaria_ops.pipeline.errors import as_failure
+from scholaria_ops.pipeline.metadata import Metadata, table
+from scholaria_ops.pipeline.partitions import BACKUPS
+from scholaria_ops.pipeline.resources import Estate
+
+#: Check → what it promises. A verification that finds something else to say folds it into the ``…_readable`` of its store.
+CHECKS: Mapping[str, str] = {
+    "set_checksums": "Every byte of the set is what was sealed, and nothing was added.",
+    "set_manifest": "The manifest is one of ours, of this set, and agrees with the checksums.",
+    **{f"{name}_readable": f"The {name} artifacts open in the store's own software and hold what was measured." for name in STORE_NAMES},
+}
+
+
+def check_name(finding: Finding) -> str:
+    """The asset check that a finding belongs to."""
+    if finding.subject == "set":
+        return "set_manifest" if finding.check.name == "manifest" else "set_checksums"
+    return f"{finding.subject}_readable"
+
+
+class VerifyConfig(dg.Config):
+    """``hash`` reads every byte; ``readable`` also opens every artifact in the store's own software."""
+
+    level: str = "readable"
+
+
+@dg.asset(
+    key=VERIFIED,
+    deps=[SEALED],
+    partitions_def=BACKUPS,
+    group_name="backup",
+    kinds={"file"},
+    owners=OWNERS,
+    check_specs=[dg.AssetCheckSpec(name, asset=VERIFIED, description=promise) for name, promise in CHECKS.items()],
+    description="Every byte of the set compared with its checksums, every artifact opened and compared with its evidence.",
+)
+def verified(
+    context: dg.AssetExecutionContext, config: VerifyConfig, estate: Estate
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    with as_failure(), estate.services(context.log) as services:
+        entry = services.catalogue.find(context.partition_key)
+        report = verify(services, entry, check_level(config.level), run_id=context.run_id)
+    yield from check_results(report)
+    with as_failure():
+        report.raise_if_failed()
+    yield dg.MaterializeResult(asset_key=VERIFIED, metadata=report_metadata(report))
+
+
+def check_level(value: str) -> Level:
+    """The level that run config names; raises ConfigError for anything else."""
+    for level in LEVELS:
+        if level == value:
+            return level
+    raise ConfigError(f"verification level {value!r} does not exist", hint=f"Use one of: {', '.join(LEVELS)}.")
+
+
+def check_results(report: VerifyReport) -> Iterator[dg.AssetCheckResult]:
+    """One Dagster check result per declared check. What nobody here could judge is a warning, never a pass."""
+    for name in CHECKS:
+        findings = [f for f in report.findings if check_name(f) == name]
+        yield _result(name, findings, report)
+
+
+def _result(name: str, findings: list[Finding], report: VerifyReport) -> dg.AssetCheckResult:
+    failed = [f for f in findings if f.check.passed is False]
+    unjudged = [f for f in findings if f.check.passed is None]
+    # A level that did not look, or a tool that is missing: not passed, and not an error either.
+    known_good = bool(findings) and not failed and not unjudged
+    told = "; ".join(f.check.detail for f in failed or unjudged) or ("passed" if known_good else f"not looked at by level {report.level}")
+    metadata: Metadata = {"level": report.level, "result": told}
+    if findings:
+        metadata["steps"] = table(_rows(findings))
+    for finding in findings:
+        metadata.update({f"{finding.check.name} {key}": value for key, value in finding.check.numbers.items()})
+    if differences := [d for f in findings for d in f.check.differences]:
+        metadata["differences"] = table(
+            {"what": d.what, "expected": d.expected, "found": d.found, "weight": d.severity} for d in differences
+        )
+    return dg.AssetCheckResult(
+        asset_key=VERIFIED,
+        check_name=name,
+        passed=known_good,
+        severity=dg.AssetCheckSeverity.ERROR if failed else dg.AssetCheckSeverity.WARN,
+        metadata=metadata,
+        description=told[:500],
+    )
+
+
+def _rows(findings: Iterable[Finding]) -> Iterator[dict[str, str | int | float | bool]]:
+    words = {True: "passed", False: "FAILED", None: "not judged"}
+    for finding in findings:
+        yield {"check": finding.check.name, "result": words[finding.check.passed], "detail": finding.check.detail}
+
+
+def report_metadata(report: VerifyReport) -> Metadata:
+    """Numbers and the table of all checks."""
+    return {
+        "level": report.level,
+        "size_bytes": report.bytes_read,
+        "duration_s": round(report.seconds, 3),
+        "throughput_mb_s": round(report.bytes_read / 1e6 / report.seconds, 3) if report.seconds > 0 else 0.0,
+        "checks": table({"subject": f.subject, **row} for f, row in zip(report.findings, _rows(report.findings), strict=True)),
+        "not_judged": len(report.unjudged),
+        "path": dg.MetadataValue.path(str(report.directory)),
+    }

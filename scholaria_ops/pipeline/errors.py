@@ -1,0 +1,24 @@
+"""Our errors as Dagster shows them: the message first, the next step as metadata, retries only where they may help."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import dagster as dg
+
+from scholaria_ops.errors import OpsError
+
+
+@contextlib.contextmanager
+def as_failure() -> Iterator[None]:
+    """Turn an :class:`OpsError` inside the block into a ``dagster.Failure`` that keeps its text, code and hint."""
+    try:
+        yield
+    except OpsError as exc:
+        metadata: dict[str, dg.MetadataValue] = {"code": dg.MetadataValue.text(exc.code)}  # type: ignore[type-arg]
+        if exc.store:
+            metadata["store"] = dg.MetadataValue.text(exc.store)
+        if exc.hint:
+            metadata["next step"] = dg.MetadataValue.text(exc.hint)
+        raise dg.Failure(description=exc.message, metadata=metadata, allow_retries=False) from exc

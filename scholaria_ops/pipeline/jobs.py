@@ -1,0 +1,119 @@
+"""Jobs: what an operator can start from the UI, by schedule or by the command line."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES
+from scholaria_ops.operations.backup import BackupRequest, reserve
+from scholaria_ops.operations.offsite import fetch, offsite_id
+from scholaria_ops.pipeline.assets_backup import SEALED, VERIFIED, backup_key, check_tier
+from scholaria_ops.pipeline.assets_offsite import OFFSITE
+from scholaria_ops.pipeline.assets_rehearsal import RESTORED
+from scholaria_ops.pipeline.errors import as_failure
+from scholaria_ops.pipeline.metadata import set_metadata
+from scholaria_ops.pipeline.partitions import BACKUPS, add_partition, known_partitions
+from scholaria_ops.pipeline.resources import Estate
+from scholaria_ops.pipeline.sync import sync_catalogue
+
+_MAX_RUNTIME_S = {"dagster/max_runtime": str(6 * 3600)}
+
+backup_job = dg.define_asset_job(
+    "backup",
+    selection=dg.AssetSelection.assets(*(backup_key(name) for name in STORE_NAMES), SEALED, VERIFIED, OFFSITE),
+    partitions_def=BACKUPS,
+    executor_def=dg.in_process_executor,
+    tags=_MAX_RUNTIME_S,
+    description="Take, seal, verify and ship one set. Its partition is the set's id; start `backup_now` to have one minted.",
+)
+
+verify_job = dg.define_asset_job(
+    "verify",
+    selection=dg.AssetSelection.assets(VERIFIED),
+    partitions_def=BACKUPS,
+    executor_def=dg.in_process_executor,
+    tags=_MAX_RUNTIME_S,
+    description="Verify a sealed set again: every byte, and every artifact opened in its store's own software.",
+)
+
+
+offsite_job = dg.define_asset_job(
+    "offsite",
+    selection=dg.AssetSelection.assets(OFFSITE),
+    partitions_def=BACKUPS,
+    executor_def=dg.in_process_executor,
+    tags=_MAX_RUNTIME_S,
+    description="Copy a sealed set offsite and confirm it there; repeating it finishes or re-reads.",
+)
+
+rehearsal_job = dg.define_asset_job(
+    "rehearsal",
+    selection=dg.AssetSelection.assets(RESTORED),
+    partitions_def=BACKUPS,
+    executor_def=dg.in_process_executor,
+    tags=_MAX_RUNTIME_S,
+    description="Restore a set into throw-away servers, compare it with its evidence, record RTO and RPO. Touches no live store.",
+)
+
+
+class FetchConfig(dg.Config):
+    """Which set: an id, or `latest` (the newest verified one offsite)."""
+
+    set_id: str = "latest"
+
+
+@dg.op(description="Brings a set back from the offsite place into BACKUP_DIR, every byte checked.")
+def fetch_set(context: dg.OpExecutionContext, config: FetchConfig, estate: Estate) -> None:
+    with as_failure(), estate.services(context.log) as services:
+        entry = fetch(services, offsite_id(services, config.set_id), run_id=context.run_id)
+        sync_catalogue(services, context.instance)
+    if entry.set:
+        context.add_output_metadata(set_metadata(entry.set))
+
+
+@dg.job(name="fetch", executor_def=dg.in_process_executor, description="Bring a set back from the offsite place.")
+def fetch_job() -> None:
+    fetch_set()
+
+
+class BackupNowConfig(dg.Config):
+    """What to take. ``tier`` is one of daily, weekly, monthly, manual."""
+
+    tier: str = "manual"
+    note: str = ""
+
+
+@dg.op(description="Mints the id of a new set; the backup run of that id follows within seconds.")
+def mint_backup_id(context: dg.OpExecutionContext, config: BackupNowConfig, estate: Estate) -> None:
+    with as_failure(), estate.services(context.log) as services:
+        request = BackupRequest(tier=check_tier(config.tier), note=config.note, requested_by="backup_now in Dagster", run_id=context.run_id)
+        set_id = reserve(services, request, taken=known_partitions(context.instance))
+    add_partition(context.instance, set_id)
+    context.log.info("Set %s is requested; its run of the job `backup` starts within seconds.", set_id)
+    context.add_output_metadata({"set": set_id, "tier": config.tier, "note": config.note or "–"})
+
+
+@dg.job(name="backup_now", executor_def=dg.in_process_executor, description="One button: take a backup now, and verify it.")
+def backup_now() -> None:
+    mint_backup_id()
+
+
+@dg.op(description="Rebuilds Dagster's partitions and materializations from the sets and records on disk.")
+def sync_op(context: dg.OpExecutionContext, estate: Estate) -> None:
+    with as_failure(), estate.services(context.log) as services:
+        result = sync_catalogue(services, context.instance)
+    for line in result.lines():
+        context.log.info(line)
+    context.add_output_metadata(result.metadata())
+
+
+@dg.job(
+    name="sync",
+    executor_def=dg.in_process_executor,
+    description="Make the partition grid show what is on disk: after a move, on a new machine.",
+)
+def sync_job() -> None:
+    sync_op()
+
+
+JOBS = [backup_job, backup_now, verify_job, offsite_job, fetch_job, rehearsal_job, sync_job]

@@ -1,0 +1,75 @@
+"""The bridge between Dagster and the operations: settings are read when a run starts, never at import."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+
+import dagster as dg
+
+from scholaria_ops.cancel import CancelToken
+from scholaria_ops.operations.services import Services, make_services
+from scholaria_ops.progress import Logged, Progress
+from scholaria_ops.settings import Settings, load_settings
+
+#: Set by the command line around a run in its own process, so that its bars and its Ctrl-C reach the operation.
+_progress: ContextVar[Progress | None] = ContextVar("scholaria_ops_progress", default=None)
+
+
+@contextlib.contextmanager
+def reporting_to(progress: Progress) -> Iterator[None]:
+    """Runs executed in this process inside the block report to ``progress`` as well as to Dagster's log."""
+    token = _progress.set(progress)
+    try:
+        yield
+    finally:
+        _progress.reset(token)
+
+
+class _Both:
+    """Progress to the run's log and to the terminal."""
+
+    def __init__(self, *receivers: Progress) -> None:
+        self._receivers = receivers
+
+    def start(self, task: str, *, total: int | None = None, unit: str = "bytes") -> None:
+        for receiver in self._receivers:
+            receiver.start(task, total=total, unit=unit)
+
+    def advance(self, task: str, amount: int) -> None:
+        for receiver in self._receivers:
+            receiver.advance(task, amount)
+
+    def finish(self, task: str, note: str = "") -> None:
+        for receiver in self._receivers:
+            receiver.finish(task, note)
+
+    def say(self, text: str) -> None:
+        for receiver in self._receivers:
+            receiver.say(text)
+
+
+class Estate(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's own base is generic in a type nobody names
+    """The operators' stores and backup directory, as the settings name them."""
+
+    env_file: str = ""
+
+    def settings(self) -> Settings:
+        """Read the settings anew: an edited ``.env`` is in force from the next run on."""
+        return load_settings(env_file=Path(self.env_file) if self.env_file else None)
+
+    @contextlib.contextmanager
+    def services(self, log: logging.Logger) -> Iterator[Services]:
+        """Services for the length of one step. Leaving the block by an exception cancels whatever still runs."""
+        logged: Progress = Logged(log)
+        outside = _progress.get()
+        cancel = CancelToken()
+        services = make_services(self.settings(), cancel=cancel, progress=_Both(logged, outside) if outside else logged, log=log)
+        try:
+            yield services
+        except BaseException as exc:
+            cancel.cancel(f"the run ended by {type(exc).__name__}")
+            raise
