@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from scholaria_ops.sandbox.fetch import fetch_tools
 from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.sandbox.redis import RedisServer
+from scholaria_ops.sandbox.sample import SMALL, SampleStack, seed
 from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.base import Context
@@ -51,6 +53,31 @@ def redis_server(sandbox: Sandbox) -> RedisServer:
 def qdrant_server(sandbox: Sandbox) -> QdrantServer:
     """A shared Qdrant: use collections of your own, delete them afterwards."""
     return sandbox.qdrant(name="shared-qdrant")
+
+
+@dataclass(frozen=True)
+class SampleServers:
+    """The servers under the shared sample."""
+
+    postgres: PostgresServer
+    redis: RedisServer
+    qdrant: QdrantServer
+
+
+@pytest.fixture(scope="session")
+def sample_servers(sandbox: Sandbox) -> SampleServers:
+    """Servers of their own for the sample, so that tests which write elsewhere cannot disturb it."""
+    return SampleServers(
+        postgres=sandbox.postgres(name="sample-postgres"),
+        redis=sandbox.redis(name="sample-redis", config={"repl-diskless-sync-delay": "0"}),
+        qdrant=sandbox.qdrant(name="sample-qdrant"),
+    )
+
+
+@pytest.fixture(scope="session")
+def sample_stack(sample_servers: SampleServers) -> SampleStack:
+    """Scholaria in small, in all three stores. Read only: it is shared by the whole run."""
+    return seed(sample_servers.postgres, sample_servers.redis, sample_servers.qdrant, SMALL)
 
 
 @pytest.fixture
