@@ -75,7 +75,7 @@ def end_group(pid: int, start_time: int | None, *, grace_s: float = _GRACE_S) ->
     """
     if not is_alive(pid, start_time):
         return False
-    for signum, patience in ((signal.SIGTERM, grace_s), (signal.SIGKILL, grace_s)):
+    for signum, patience in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _GRACE_S)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signum)
         deadline = time.monotonic() + patience

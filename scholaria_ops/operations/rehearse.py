@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, Difference, StoreName
+from scholaria_ops.catalogue.evidence.redis import RedisEvidence
 from scholaria_ops.catalogue.manifest import Manifest
 from scholaria_ops.catalogue.sets import BackupSet, Entry
 from scholaria_ops.errors import OpsError, Refused, UsageError
@@ -188,14 +189,17 @@ def _start(box: Sandbox, name: StoreName, evidence: Any) -> Server:
     """A server like production's in what matters: Redis with its append-only file on, and enough databases."""
     starters: Mapping[StoreName, Callable[[], Server]] = {
         "postgres": lambda: box.postgres(name="postgres"),
-        "redis": lambda: box.redis(name="redis", config={"appendonly": "yes", "databases": str(max(16, *_databases(evidence)))}),
+        "redis": lambda: box.redis(name="redis", config={"appendonly": "yes", "databases": str(_databases(evidence))}),
         "qdrant": lambda: box.qdrant(name="qdrant"),
     }
     return starters[name]()
 
 
-def _databases(evidence: Any) -> list[int]:
-    return [int(getattr(evidence, "database_count", 16)), 16]
+def _databases(evidence: Any) -> int:
+    """Numbered databases that a Redis target needs: as many as the source has, or at least as its keys use."""
+    if not isinstance(evidence, RedisEvidence):
+        return 16
+    return max(16, evidence.databases or 0, *(db + 1 for db in evidence.per_database()))
 
 
 def _overall(manifest: Manifest, outcomes: list[StoreOutcome]) -> Verdict:

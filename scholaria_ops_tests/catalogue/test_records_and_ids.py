@@ -41,8 +41,7 @@ def test_an_id_is_never_given_out_twice_not_even_after_its_set_is_gone(tmp_path:
     gone = mint(catalogue, UTC, NOW)
     catalogue.records.append(gone, "deleted")
     assert mint(catalogue, UTC, NOW) != gone
-    assert mint(catalogue, UTC, NOW, taken=frozenset({"20260301_020002"})) == "20260301_020001"
-    assert mint(catalogue, UTC, NOW, taken=frozenset({"20260301_020002"})) == "20260301_020003"
+    assert mint(catalogue, UTC, NOW, taken=frozenset({"20260301_020002"})) == "20260301_020003", "known to Dagster alone"
 
 
 def test_f74_concurrent_minting_gives_everybody_an_id_of_their_own(tmp_path: Path) -> None:

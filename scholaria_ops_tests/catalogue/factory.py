@@ -1,0 +1,133 @@
+"""Sets with made-up evidence, sealed by the real commit protocol: for tests of the catalogue, which looks at no artifact's inside."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from scholaria_ops.catalogue.artifacts import Artifact
+from scholaria_ops.catalogue.commit import Staging, staging
+from scholaria_ops.catalogue.evidence.base import StoreName
+from scholaria_ops.catalogue.evidence.postgres import DatabaseEvidence, LargeObjects, PostgresEvidence
+from scholaria_ops.catalogue.evidence.qdrant import QdrantEvidence
+from scholaria_ops.catalogue.evidence.redis import RedisEvidence
+from scholaria_ops.catalogue.layout import label
+from scholaria_ops.catalogue.manifest import Manifest, Origin, StorePart, Tier
+from scholaria_ops.catalogue.sets import BackupSet, Catalogue
+from scholaria_ops.files import make_private_dir, write_private
+
+NOW = datetime(2026, 3, 1, 2, 0, 0, tzinfo=UTC)
+FILES: dict[StoreName, tuple[str, str]] = {
+    "postgres": ("dump", "postgres_{id}.sql.custom"),
+    "redis": ("rdb", "redis_{id}.rdb.gz"),
+    "qdrant": ("snapshot", "qdrant_{id}/documents.snapshot"),
+}
+
+
+def postgres_evidence(at: datetime) -> PostgresEvidence:
+    database = DatabaseEvidence(
+        name="scholaria", owner="scholaria", encoding="UTF8", provider="libc", collate="C", ctype="C", size_bytes=8_000_000
+    )
+    return PostgresEvidence(
+        server_version="16.15",
+        server_version_num=160015,
+        cut_at=at,
+        lsn="0/1",
+        database=database,
+        tables={},
+        sequences={},
+        objects={},
+        grants={},
+        extensions={},
+        roles={},
+        bootstrap_role="postgres",
+        large_objects=LargeObjects(count=0, fingerprint="0"),
+    )
+
+
+def redis_evidence(at: datetime) -> RedisEvidence:
+    return RedisEvidence(
+        server_version="7.4.1",
+        cut_at=at,
+        run_id="r",
+        role="master",
+        cut_uncertainty_s=0.1,
+        form="disk",
+        rdb_version=12,
+        rdb_checksum=True,
+        rdb_aux={},
+        method="m",
+        measured_with="7.4.1",
+        window_origin=0,
+        keys=(),
+        expired_at_cut=0,
+        functions=(),
+        databases=16,
+        used_memory_bytes=1,
+        maxmemory_bytes=0,
+        maxmemory_policy="noeviction",
+        aof_enabled=True,
+        save_points="",
+    )
+
+
+def qdrant_evidence(at: datetime) -> QdrantEvidence:
+    return QdrantEvidence(
+        server_version="1.16.3", cut_at=at, collections={}, aliases={}, measured_on="snapshot", measured_by="1.16.3", seed="0"
+    )
+
+
+def fill(stage: Staging, at: datetime, *, missing: tuple[StoreName, ...] = (), tier: Tier = "manual", size: int = 1000) -> Manifest:
+    """Write artifacts of made-up bytes into a staging directory and return the manifest that names them."""
+    artifacts = []
+    for store, (kind, pattern) in FILES.items():
+        if store in missing:
+            continue
+        path = stage.path / pattern.format(id=stage.id)
+        make_private_dir(path.parent, exist_ok=True)
+        written = write_private(path, (store.encode() * size)[:size])
+        artifacts.append(
+            Artifact.model_validate(
+                {
+                    "store": store,
+                    "kind": kind,
+                    "path": path.relative_to(stage.path).as_posix(),
+                    "size_bytes": written.size,
+                    "sha256": written.sha256,
+                }
+            )
+        )
+    common = {"source": "nowhere", "tool_versions": {}, "started_at": at, "finished_at": at + timedelta(seconds=3)}
+    return Manifest(
+        id=stage.id,
+        tier=tier,
+        timezone="UTC",
+        started_at=at,
+        finished_at=at + timedelta(seconds=4),
+        skew_s=0.0,
+        origin=Origin(product="scholaria-ops test", host="here", requested_by="a test"),
+        missing=dict.fromkeys(missing, "made so"),
+        postgres=None if "postgres" in missing else StorePart[PostgresEvidence](evidence=postgres_evidence(at), **common),
+        redis=None if "redis" in missing else StorePart[RedisEvidence](evidence=redis_evidence(at), **common),
+        qdrant=None if "qdrant" in missing else StorePart[QdrantEvidence](evidence=qdrant_evidence(at), **common),
+        artifacts=tuple(artifacts),
+    )
+
+
+def make_set(
+    catalogue: Catalogue,
+    at: datetime = NOW,
+    *,
+    set_id: str | None = None,
+    missing: tuple[StoreName, ...] = (),
+    tier: Tier = "manual",
+    verified: bool = False,
+    size: int = 1000,
+) -> BackupSet:
+    """A sealed (or partial) set taken ``at``; with its record of sealing, and of a passed verification if asked for."""
+    set_id = set_id or label(at, UTC)
+    with staging(catalogue.layout, set_id) as stage:
+        sealed = stage.seal(fill(stage, at, missing=missing, tier=tier, size=size), "how to restore")
+    catalogue.records.append(set_id, "sealed", sums_sha256=sealed.sums_sha256, cut_at=at.isoformat())
+    if verified:
+        catalogue.records.append(set_id, "verified", level="hash", passed=True)
+    return sealed
