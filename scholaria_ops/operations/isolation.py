@@ -17,7 +17,7 @@ from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.sandbox.redis import RedisServer
 from scholaria_ops.sandbox.server import Server
 from scholaria_ops.settings import Settings
-from scholaria_ops.stores.qdrant.nonce import has_nonce, remove_nonce, write_nonce
+from scholaria_ops.stores.qdrant.load import has_nonce, remove_nonce, write_nonce
 
 _CONNECT_TIMEOUT_S = 5
 
@@ -56,7 +56,7 @@ def _same_postgres(settings: Settings, target: Server) -> bool:
             row = connection.execute("SELECT system_identifier FROM pg_control_system()").fetchone()
     except psycopg.Error:
         return False
-    return row is not None and row[0] == target.system_identifier
+    return row is not None and int(row[0]) == target.system_identifier
 
 
 def _same_redis(settings: Settings, target: Server) -> bool:
@@ -76,7 +76,7 @@ def _same_redis(settings: Settings, target: Server) -> bool:
             info = client.info("server")
     except redis_client.RedisError:
         return False
-    return bool(dict(info).get("run_id") == target.run_id)  # type: ignore[arg-type]
+    return str(dict(info).get("run_id")) == target.run_id
 
 
 def _same_qdrant(settings: Settings, target: Server) -> bool:

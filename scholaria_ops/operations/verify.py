@@ -87,7 +87,7 @@ def verify(services: Services, entry: Entry, level: Level, *, run_id: str = "") 
     began, at = time.monotonic(), services.now()
     with services.context(f"verify-{entry.id}") as ctx:
         if entry.kind is Kind.LEGACY and entry.legacy:
-            findings = [Finding(subject, check) for subject, check in verify_legacy(entry.legacy, level, services.stores, ctx)]
+            findings = [Finding(subject, check) for subject, check in verify_legacy(entry.legacy, level, ctx)]
             read = entry.legacy.size_bytes
         else:
             findings, read = _verify_set(services, entry, level, ctx)
@@ -177,9 +177,9 @@ def _compare_sums(directory: Path, sums: dict[str, str], found: dict[str, str]) 
             yield f"{path} is missing"
         elif found[path] != digest:
             yield f"{path} is not what was sealed (SHA-256 {found[path][:12]}… instead of {digest[:12]}…)"
-    for path in sorted(directory.rglob("*")):
-        relative = path.relative_to(directory).as_posix()
-        if relative not in sums and relative != SUMS and (path.is_symlink() or not path.is_dir()):
+    for present in sorted(directory.rglob("*")):
+        relative = present.relative_to(directory).as_posix()
+        if relative not in sums and relative != SUMS and (present.is_symlink() or not present.is_dir()):
             yield f"{relative} does not belong to the set"
 
 

@@ -74,8 +74,10 @@ def take_backup(context: dg.AssetExecutionContext, config: BackupConfig, estate:
         request = BackupRequest(tier=check_tier(config.tier), note=config.note, requested_by=config.requested_by, run_id=context.run_id)
         done = backup(services, set_id, request)
     for name in STORE_NAMES:
-        yield dg.MaterializeResult(asset_key=backup_key(name), metadata=store_metadata(done, name))
-    yield dg.MaterializeResult(asset_key=SEALED, metadata=set_metadata(done), tags={"scholaria/tier": done.manifest.tier})
+        yield dg.MaterializeResult(asset_key=backup_key(name), metadata=store_metadata(done.manifest, name))
+    yield dg.MaterializeResult(
+        asset_key=SEALED, metadata=set_metadata(done.manifest, str(done.directory)), tags={"scholaria/tier": done.manifest.tier}
+    )
 
 
 def check_tier(value: str) -> Tier:

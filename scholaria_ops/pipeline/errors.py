@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 
@@ -16,9 +17,9 @@ def as_failure() -> Iterator[None]:
     try:
         yield
     except OpsError as exc:
-        metadata: dict[str, dg.MetadataValue] = {"code": dg.MetadataValue.text(exc.code)}  # type: ignore[type-arg]
+        metadata: dict[str, Any] = {"code": exc.code}
         if exc.store:
-            metadata["store"] = dg.MetadataValue.text(exc.store)
+            metadata["store"] = exc.store
         if exc.hint:
-            metadata["next step"] = dg.MetadataValue.text(exc.hint)
+            metadata["next step"] = exc.hint
         raise dg.Failure(description=exc.message, metadata=metadata, allow_retries=False) from exc

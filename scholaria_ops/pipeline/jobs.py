@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES
 from scholaria_ops.operations.backup import BackupRequest, reserve
@@ -68,7 +69,7 @@ def fetch_set(context: dg.OpExecutionContext, config: FetchConfig, estate: Estat
         entry = fetch(services, offsite_id(services, config.set_id), run_id=context.run_id)
         sync_catalogue(services, context.instance)
     if entry.set:
-        context.add_output_metadata(set_metadata(entry.set))
+        context.add_output_metadata(set_metadata(entry.set.manifest, str(entry.directory)))
 
 
 @dg.job(name="fetch", executor_def=dg.in_process_executor, description="Bring a set back from the offsite place.")
@@ -116,4 +117,12 @@ def sync_job() -> None:
     sync_op()
 
 
-JOBS = [backup_job, backup_now, verify_job, offsite_job, fetch_job, rehearsal_job, sync_job]
+JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
+    backup_job,
+    backup_now,
+    verify_job,
+    offsite_job,
+    fetch_job,
+    rehearsal_job,
+    sync_job,
+]

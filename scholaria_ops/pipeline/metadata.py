@@ -9,7 +9,6 @@ import dagster as dg
 
 from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.catalogue.manifest import Manifest
-from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.humane import human_bytes
 
 Metadata = dict[str, Any]
@@ -30,9 +29,8 @@ def _column_type(value: object) -> str:
     return {int: "int", float: "float"}.get(type(value), "string")
 
 
-def store_metadata(backup_set: BackupSet, store: StoreName) -> Metadata:
+def store_metadata(manifest: Manifest, store: StoreName) -> Metadata:
     """Numbers and files of one store's part of a set."""
-    manifest = backup_set.manifest
     part = manifest.part(store)
     if part is None:
         return {}
@@ -55,13 +53,12 @@ def store_metadata(backup_set: BackupSet, store: StoreName) -> Metadata:
     return shown
 
 
-def set_metadata(backup_set: BackupSet) -> Metadata:
-    """Numbers, component table and summary of a whole set."""
-    manifest = backup_set.manifest
+def set_metadata(manifest: Manifest, place: str) -> Metadata:
+    """Numbers, component table and summary of a whole set that stands at ``place`` (a directory, or a bucket's address)."""
     counts = manifest.counts()
     seconds = manifest.duration_s
     return {
-        "path": dg.MetadataValue.path(str(backup_set.directory)),
+        "path": dg.MetadataValue.path(place),
         "tier": manifest.tier,
         "size_bytes": manifest.size_bytes,
         "duration_s": round(seconds, 3),
@@ -72,7 +69,7 @@ def set_metadata(backup_set: BackupSet) -> Metadata:
         "requested_by": manifest.origin.requested_by,
         "note": manifest.origin.note or "–",
         "components": table(component_rows(manifest)),
-        "summary": dg.MetadataValue.md(summary(backup_set)),
+        "summary": dg.MetadataValue.md(summary(manifest, place)),
     }
 
 
@@ -94,9 +91,8 @@ def component_rows(manifest: Manifest) -> list[dict[str, str | int | float | boo
     return rows
 
 
-def summary(backup_set: BackupSet) -> str:
+def summary(manifest: Manifest, place: str) -> str:
     """A set on one page, in Markdown."""
-    manifest = backup_set.manifest
     lines = [
         f"### Backup set {manifest.id}",
         "",
@@ -107,7 +103,7 @@ def summary(backup_set: BackupSet) -> str:
         "|---|---|---|---|",
         *(f"| {r['store']} | {r['content']} | {r['size']} | {r['seconds']} |" for r in component_rows(manifest)),
         "",
-        f"On disk: `{backup_set.directory}`",
+        f"It stands at `{place}`",
     ]
     warnings = [f"* {name}: {w}" for name, part in manifest.parts() for w in part.warnings]
     return "\n".join([*lines, *(["", "Worth knowing:", "", *warnings] if warnings else [])])

@@ -1,17 +1,22 @@
-"""Rebuild Dagster's index (partitions and materializations) from what is on disk. The disk is the truth."""
+"""Rebuild Dagster's index (partitions and materializations) from what is on disk and in the bucket. They are the truth."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
 
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES
-from scholaria_ops.catalogue.sets import BackupSet, Entry, Kind
+from scholaria_ops.catalogue.manifest import Manifest
+from scholaria_ops.catalogue.records import Record
+from scholaria_ops.catalogue.sets import Kind
+from scholaria_ops.operations.offsite import offsite_manifest, offsite_sets
 from scholaria_ops.operations.services import Services
 from scholaria_ops.pipeline.assets_backup import SEALED, VERIFIED, backup_key
+from scholaria_ops.pipeline.assets_offsite import OFFSITE
+from scholaria_ops.pipeline.assets_rehearsal import RESTORED
 from scholaria_ops.pipeline.metadata import Metadata, set_metadata, store_metadata
 from scholaria_ops.pipeline.partitions import BACKUPS, add_partition, known_partitions
 
@@ -23,43 +28,134 @@ class SyncResult:
     added: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     reported: int = 0
+    offsite_only: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
         yield f"partitions added: {', '.join(self.added) or 'none'}"
         yield f"partitions of sets that are gone removed: {', '.join(self.removed) or 'none'}"
-        yield f"materializations reported: {self.reported}"
+        yield f"materializations reported: {self.reported}; sets that stand offsite only: {self.offsite_only}"
         for name, reason in self.skipped.items():
             yield f"left out {name}: {reason}"
 
     def metadata(self) -> Metadata:
-        return {"added": len(self.added), "removed": len(self.removed), "reported": self.reported, "left_out": len(self.skipped)}
+        return {
+            "added": len(self.added),
+            "removed": len(self.removed),
+            "reported": self.reported,
+            "offsite_only": self.offsite_only,
+            "left_out": len(self.skipped),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A set as the index should show it."""
+
+    manifest: Manifest
+    place: str
+    records: Sequence[Record]
 
 
 def sync_catalogue(services: Services, instance: dg.DagsterInstance) -> SyncResult:
-    """Bring the index into line with the catalogue. Repeating it changes nothing.
+    """Bring the index into line with the catalogue here and offsite. Repeating it changes nothing.
 
     Raises:
-        Refused: the catalogue cannot be read; nothing is removed on a failed read.
+        Refused, OffsiteError: the catalogue, or the bucket that is set, cannot be read. A failed read is never an empty
+            catalogue: nothing is removed then.
     """
     result = SyncResult()
-    entries = services.catalogue.entries()
-    present: set[str] = set()
+    sets = _local(services, result)
+    sets.update(_offsite_only(services, sets, result))
     known = known_partitions(instance)
-    for entry in entries:
-        if entry.kind is not Kind.SEALED or entry.set is None:
-            result.skipped[entry.name] = f"{entry.kind}" + (f", {entry.reason}" if entry.reason else "")
-            continue
-        present.add(entry.set.id)
-        if entry.set.id not in known:
-            add_partition(instance, entry.set.id)
-            result.added.append(entry.set.id)
-        result.reported += _report(instance, entry, entry.set)
-    for set_id in sorted(known - present - _in_flight(instance)):
-        if services.catalogue.records.last(set_id, "sealed") or set_id not in services.catalogue.records.ids():
+    already = {key: set(instance.get_materialized_partitions(key)) for key in _keys()}
+    for set_id, one in sets.items():
+        if set_id not in known:
+            add_partition(instance, set_id)
+            result.added.append(set_id)
+        for key, metadata in _wanted(one).items():
+            if set_id not in already[key]:
+                _report(instance, key, set_id, metadata)
+                result.reported += 1
+    recorded = services.catalogue.records.ids()
+    for set_id in sorted(known - sets.keys() - _in_flight(instance)):
+        # An id that is reserved and was never sealed may be about to run.
+        if set_id not in recorded or services.catalogue.records.last(set_id, "sealed"):
             instance.delete_dynamic_partition(str(BACKUPS.name), set_id)
             result.removed.append(set_id)
     return result
+
+
+def _keys() -> list[dg.AssetKey]:
+    return [*(backup_key(n) for n in STORE_NAMES), SEALED, VERIFIED, OFFSITE, RESTORED]
+
+
+def _local(services: Services, result: SyncResult) -> dict[str, _Known]:
+    found: dict[str, _Known] = {}
+    for entry in services.catalogue.entries():
+        if entry.kind is Kind.SEALED and entry.set:
+            found[entry.set.id] = _Known(entry.set.manifest, str(entry.directory), entry.records)
+        else:
+            result.skipped[entry.name] = f"{entry.kind}" + (f", {entry.reason}" if entry.reason else "")
+    return found
+
+
+def _offsite_only(services: Services, local: Mapping[str, _Known], result: SyncResult) -> dict[str, _Known]:
+    if services.offsite is None:
+        return {}
+    found: dict[str, _Known] = {}
+    for remote in offsite_sets(services):
+        if remote.id not in local:
+            found[remote.id] = _Known(offsite_manifest(services, remote.id), f"{services.offsite.where}/{remote.name}", remote.records)
+    result.offsite_only = len(found)
+    return found
+
+
+def _wanted(one: _Known) -> dict[dg.AssetKey, Metadata]:
+    """Which cells of a set are green, by its records, and what they show."""
+    wanted: dict[dg.AssetKey, Metadata] = {backup_key(n): store_metadata(one.manifest, n) for n in STORE_NAMES}
+    wanted[SEALED] = set_metadata(one.manifest, one.place)
+    verified, shipped, rehearsed = (_newest(one.records, event) for event in ("verified", "shipped", "rehearsed"))
+    if verified and verified.detail.get("passed") is True:
+        wanted[VERIFIED] = {
+            "level": str(verified.detail.get("level", "")),
+            **_numbers(verified, {"bytes": "size_bytes", "seconds": "duration_s"}),
+            "verified_at": dg.MetadataValue.timestamp(verified.at),
+        }
+    if shipped:
+        wanted[OFFSITE] = {
+            "where": str(shipped.detail.get("where", "")),
+            **_numbers(shipped, {"bytes": "size_bytes", "sent_bytes": "sent_bytes", "seconds": "duration_s"}),
+            "shipped_at": dg.MetadataValue.timestamp(shipped.at),
+        }
+    if rehearsed and rehearsed.detail.get("verdict") == "proven":
+        wanted[RESTORED] = {
+            "verdict": "proven",
+            "source": str(rehearsed.detail.get("source", "")),
+            **_numbers(rehearsed, {"rto_s": "rto_s", "rpo_s": "rpo_s", "fetch_s": "fetch_s"}),
+            "rehearsed_at": dg.MetadataValue.timestamp(rehearsed.at),
+        }
+    return wanted
+
+
+def _newest(records: Sequence[Record], event: str) -> Record | None:
+    return next((r for r in reversed(records) if r.event == event), None)
+
+
+def _numbers(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
+    """Numbers of a record under the keys that the live runs plot; bytes stay whole numbers, seconds stay fractions."""
+    shown: dict[str, Any] = {}
+    for source, name in names.items():
+        value = record.detail.get(source)
+        if isinstance(value, (int, float)):
+            shown[name] = int(value) if name.endswith("bytes") else float(value)
+    return shown
+
+
+def _report(instance: dg.DagsterInstance, key: dg.AssetKey, set_id: str, metadata: Metadata) -> None:
+    instance.report_runless_asset_event(
+        dg.AssetMaterialization(asset_key=key, partition=set_id, metadata={**metadata, "adopted": "from the set and its records"})
+    )
 
 
 def _in_flight(instance: dg.DagsterInstance) -> set[str]:
@@ -68,31 +164,3 @@ def _in_flight(instance: dg.DagsterInstance) -> set[str]:
         statuses=[dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
     )
     return {run.tags["dagster/partition"] for run in instance.get_runs(unfinished) if "dagster/partition" in run.tags}
-
-
-def _report(instance: dg.DagsterInstance, entry: Entry, backup_set: BackupSet) -> int:
-    wanted: dict[dg.AssetKey, Mapping[str, Any]] = {backup_key(n): store_metadata(backup_set, n) for n in STORE_NAMES}
-    wanted[SEALED] = set_metadata(backup_set)
-    if entry.verified_at and (record := entry.last("verified")):
-        wanted[VERIFIED] = {
-            "level": str(record.detail.get("level", "")),
-            "size_bytes": int(record.detail.get("bytes", 0)),
-            "duration_s": float(record.detail.get("seconds", 0.0)),
-            "verified_at": dg.MetadataValue.timestamp(record.at),
-        }
-    reported = 0
-    for key, metadata in wanted.items():
-        if backup_set.id not in _materialized(instance, key):
-            instance.report_runless_asset_event(
-                dg.AssetMaterialization(
-                    asset_key=key,
-                    partition=backup_set.id,
-                    metadata={**metadata, "adopted": "from the set on disk"},
-                )
-            )
-            reported += 1
-    return reported
-
-
-def _materialized(instance: dg.DagsterInstance, key: dg.AssetKey) -> set[str]:
-    return set(instance.get_materialized_partitions(key))

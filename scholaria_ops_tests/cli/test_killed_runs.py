@@ -1,0 +1,77 @@
+"""A run that is stopped or killed at any moment: nothing half done, nothing left behind after the next run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from scholaria_ops.catalogue.lock import current_holder
+from scholaria_ops.catalogue.sets import Catalogue, Kind
+from scholaria_ops.process import Daemon, process_start_time, start_daemon
+from scholaria_ops.sandbox.sample import SampleStack
+from scholaria_ops_tests.cli.conftest import COMMAND, Command
+from scholaria_ops_tests.operations.test_backup import processes_below, snapshots_on
+
+
+def _started(home: Path, env_file: Path, log: Path) -> Daemon:
+    return start_daemon([str(COMMAND), "--env-file", str(env_file), "backup"], log=log, env={"DAGSTER_HOME": str(home)}, cwd=home)
+
+
+def _at_work(backups: Path, daemon: Daemon) -> None:
+    """Wait until the run holds the lock: from here on there is something to be left behind."""
+    deadline = time.monotonic() + 60
+    while current_holder(backups / ".state" / "estate.lock") is None:
+        assert daemon.alive
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _gone(daemon: Daemon) -> None:
+    deadline = time.monotonic() + 30
+    while daemon.alive:
+        assert time.monotonic() < deadline, "it does not end"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay_s", [0.0, 0.15, 0.3, 0.5, 0.8, 1.2])
+def test_f04_f46_f83_killed_at_any_moment_the_next_run_cleans_up(
+    ops: Command, home: Path, env_file: Path, sample_stack: SampleStack, tmp_path: Path, delay_s: float
+) -> None:
+    backups = tmp_path / "backups"
+    daemon = _started(home, env_file, tmp_path / "log")
+    _at_work(backups, daemon)
+    time.sleep(delay_s)
+    os.kill(daemon.pid, signal.SIGKILL)  # the process alone, not its group: its children are orphans now
+    _gone(daemon)
+    killed = [(e.kind, e.id) for e in Catalogue(backups).entries()]
+    assert all(kind is Kind.SEALED for kind, _ in killed), "a set is whole or not there"
+    answer = ops("backup", "--json")
+    assert answer.code == 0, answer.err
+    assert len(Catalogue(backups).entries()) == len(killed) + 1
+    assert snapshots_on(sample_stack) == []
+    assert processes_below(backups) == []
+    assert [p for d in (".scratch", ".staging", ".trash") if (backups / d).exists() for p in (backups / d).iterdir()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_f83_a_stopped_run_takes_everything_back_itself(
+    home: Path, env_file: Path, sample_stack: SampleStack, tmp_path: Path, signum: signal.Signals
+) -> None:
+    backups = tmp_path / "backups"
+    daemon = _started(home, env_file, tmp_path / "log")
+    _at_work(backups, daemon)
+    time.sleep(0.3)
+    os.kill(daemon.pid, signum)
+    _gone(daemon)
+    assert all(e.kind is Kind.SEALED for e in Catalogue(backups).entries())
+    assert snapshots_on(sample_stack) == []
+    assert processes_below(backups) == []
+    assert [p for d in (".scratch", ".staging") if (backups / d).exists() for p in (backups / d).iterdir()] == []
+    assert current_holder(backups / ".state" / "estate.lock") is None
+    assert process_start_time(daemon.pid) != daemon.start_time

@@ -1,0 +1,167 @@
+"""Out of the house and back: from nothing but the bucket and the settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+import pytest
+
+from scholaria_ops.catalogue.sets import BackupSet
+from scholaria_ops.errors import ConfigError, Refused, UsageError, VerificationFailed
+from scholaria_ops.operations.offsite import fetch, offsite_id, offsite_sets, ship
+from scholaria_ops.operations.rehearse import rehearse
+from scholaria_ops.operations.services import Services
+from scholaria_ops.operations.verify import verify
+from scholaria_ops.sandbox.s3 import S3Server
+from scholaria_ops.sandbox.sample import SampleStack
+from scholaria_ops.sandbox.sandbox import Sandbox
+from scholaria_ops.sandbox.tools import Tools
+from scholaria_ops_tests.operations.conftest import ServicesFactory
+from scholaria_ops_tests.operations.support import copied, services_for
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+@pytest.fixture(scope="module")
+def endpoint(sandbox: Sandbox) -> Iterator[S3Server]:
+    server = sandbox.s3(name="operations-s3")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def offsite(endpoint: S3Server, request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings of a fresh bucket."""
+    bucket = f"b{abs(hash(request.node.name)) % 10**12}"
+    endpoint.create_bucket(bucket)
+    return {
+        "BACKUP_S3_BUCKET": bucket,
+        "BACKUP_S3_PREFIX": "house/a",
+        "BACKUP_S3_ENDPOINT_URL": endpoint.endpoint_url,
+        "AWS_ACCESS_KEY_ID": endpoint.access_key,
+        "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
+        "AWS_REGION": endpoint.region,
+    }
+
+
+@pytest.fixture
+def client(endpoint: S3Server) -> S3Client:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint.endpoint_url,
+        aws_access_key_id=endpoint.access_key,
+        aws_secret_access_key=endpoint.secret_key,
+        region_name=endpoint.region,
+    )
+
+
+@pytest.fixture
+def shipped(services_factory: ServicesFactory, pristine: BackupSet, offsite: dict[str, str]) -> Services:
+    """A BACKUP_DIR with a copy of the pristine set, verified and shipped."""
+    services = services_factory(**offsite)
+    services.check_directory()
+    copied(pristine, services.catalogue.layout.root)
+    verify(services, services.catalogue.find(pristine.id), "hash")
+    ship(services, services.catalogue.find(pristine.id))
+    return services
+
+
+@pytest.fixture
+def new_machine(sample_stack: SampleStack, tools: Tools, tmp_path: Path, offsite: dict[str, str]) -> Services:
+    """Settings and the bucket, nothing else: another BACKUP_DIR, and every live store gone."""
+    return services_for(
+        sample_stack, tools, tmp_path / "new" / "backups", **offsite, DB_PORT="1", REDIS_PORT="1", QDRANT_URL="http://127.0.0.1:1"
+    )
+
+
+def test_a_set_comes_back_on_a_machine_that_has_only_the_bucket(shipped: Services, new_machine: Services, pristine: BackupSet) -> None:
+    assert offsite_id(new_machine, "latest") == pristine.id
+    entry = fetch(new_machine, "latest")
+    assert entry.set
+    assert entry.set.sums_sha256 == pristine.sums_sha256
+    for path in pristine.directory.rglob("*"):
+        if path.is_file():
+            assert (entry.directory / path.relative_to(pristine.directory)).read_bytes() == path.read_bytes()
+    assert verify(new_machine, entry, "readable").failed == ()
+    events = [r.event for r in new_machine.catalogue.records.of(pristine.id)]
+    assert {"reserved", "sealed", "verified", "shipped", "fetched"} <= set(events), "its history came along"
+    with pytest.raises(UsageError, match="is here already"):
+        fetch(new_machine, pristine.id)
+
+
+def test_a_rehearsal_from_the_bucket_alone_proves_the_set(shipped: Services, new_machine: Services, pristine: BackupSet) -> None:
+    report = rehearse(new_machine, "latest", source="offsite")
+    assert report.verdict == "proven", [s.detail for s in report.stores]
+    assert report.fetch_s > 0
+    assert new_machine.catalogue.entries() == [], "nothing was kept in BACKUP_DIR"
+    assert list(new_machine.settings.scratch_root.iterdir()) == []
+
+
+def test_f57_f66_one_changed_byte_in_the_bucket_is_caught_by_name(
+    shipped: Services, new_machine: Services, pristine: BackupSet, client: S3Client, offsite: dict[str, str]
+) -> None:
+    bucket = offsite["BACKUP_S3_BUCKET"]
+    listed = client.list_objects_v2(Bucket=bucket, Prefix="house/a/").get("Contents", [])
+    keys = [o["Key"] for o in listed if pristine.directory.name in o["Key"]]
+    assert len(keys) == len([p for p in pristine.directory.rglob("*") if p.is_file()])
+    for key in keys:
+        good = client.get_object(Bucket=bucket, Key=key)
+        data, metadata = bytearray(good["Body"].read()), good["Metadata"]
+        data[len(data) // 2] ^= 1
+        client.put_object(Bucket=bucket, Key=key, Body=bytes(data), Metadata=metadata)
+        name = key.rpartition(f"{pristine.directory.name}/")[2]
+        with pytest.raises(VerificationFailed) as caught:
+            fetch(new_machine, pristine.id)
+        assert name in str(caught.value) or name == "SHA256SUMS", f"{name} is not named in: {caught.value}"
+        assert new_machine.catalogue.entries() == []
+        data[len(data) // 2] ^= 1
+        client.put_object(Bucket=bucket, Key=key, Body=bytes(data), Metadata=metadata)
+    assert fetch(new_machine, pristine.id).id == pristine.id
+
+
+def test_f66_rot_is_found_and_mended_by_reading_the_copy_again(
+    shipped: Services, pristine: BackupSet, client: S3Client, offsite: dict[str, str]
+) -> None:
+    name = pristine.manifest.artifacts_of("redis")[0].path
+    key = f"house/a/{pristine.directory.name}/{name}"
+    body = client.get_object(Bucket=offsite["BACKUP_S3_BUCKET"], Key=key)["Body"].read()
+    client.put_object(Bucket=offsite["BACKUP_S3_BUCKET"], Key=key, Body=body[:-1] + b"!")
+    again = ship(shipped, shipped.catalogue.find(pristine.id), reread=True)
+    assert [f.path for f in again.report.files if not f.skipped] == [name]
+    assert client.get_object(Bucket=offsite["BACKUP_S3_BUCKET"], Key=key)["Body"].read() == body
+
+
+def test_shipping_again_sends_nothing_and_says_so(shipped: Services, pristine: BackupSet) -> None:
+    again = ship(shipped, shipped.catalogue.find(pristine.id))
+    assert again.report.already_there
+    assert again.report.sent_bytes == 0
+    (remote,) = offsite_sets(shipped)
+    assert (remote.id, remote.verified) == (pristine.id, True)
+
+
+def test_what_leaves_the_house_unencrypted_is_said(shipped: Services, pristine: BackupSet) -> None:
+    warnings = " ".join(ship(shipped, shipped.catalogue.find(pristine.id)).warnings)
+    assert "password hashes" in warnings
+    assert "sessions" in warnings
+
+
+def test_a_set_that_did_not_verify_is_not_shipped(services_factory: ServicesFactory, pristine: BackupSet, offsite: dict[str, str]) -> None:
+    services = services_factory(**offsite)
+    services.check_directory()
+    copied(pristine, services.catalogue.layout.root)
+    services.catalogue.records.append(pristine.id, "verified", level="hash", passed=False)
+    with pytest.raises(Refused, match="newest verification"):
+        ship(services, services.catalogue.find(pristine.id))
+    assert offsite_sets(services) == []
+
+
+def test_without_an_offsite_place_the_setting_is_named(services_factory: ServicesFactory, pristine: BackupSet) -> None:
+    services = dataclasses.replace(services_factory(), offsite=None)
+    with pytest.raises(ConfigError) as caught:
+        fetch(services, "latest")
+    assert "BACKUP_S3_BUCKET" in caught.value.hint
