@@ -1,0 +1,1 @@
+"""PostgreSQL: one exported snapshot that the dump and every measurement share."""
