@@ -13,7 +13,7 @@ from scholaria_ops.errors import Refused
 RESERVATION_VALID = timedelta(hours=6)
 
 
-def mint(catalogue: Catalogue, zone: tzinfo, now: datetime, *, taken: frozenset[str] = frozenset(), **detail: object) -> str:
+def mint(catalogue: Catalogue, zone: tzinfo, now: datetime, *, taken: frozenset[str] = frozenset(), **detail: str) -> str:
     """Reserve the id of ``now``, or of the next second that is free. Needs no lock: reserving is one atomic creation.
 
     Args:

@@ -20,7 +20,7 @@ from scholaria_ops.catalogue.evidence.redis import RedisEvidence
 from scholaria_ops.catalogue.layout import check_id
 from scholaria_ops.errors import VerificationFailed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 Tier = Literal["daily", "weekly", "monthly", "manual", "pre_restore"]
 TIERS: tuple[Tier, ...] = ("daily", "weekly", "monthly", "manual", "pre_restore")
 #: A manifest beyond this many bytes is not one of ours (real ones are well below 5 MB).
@@ -115,7 +115,8 @@ class Manifest(Model):
     @property
     def cut_at(self) -> AwareDatetime:
         """The earliest cut: nothing older than this is missing from the set. Sets are ordered by it."""
-        return min(part.evidence.cut_at for _, part in self.parts())
+        cuts: list[AwareDatetime] = [part.evidence.cut_at for _, part in self.parts()]
+        return min(cuts)
 
     @property
     def duration_s(self) -> float:

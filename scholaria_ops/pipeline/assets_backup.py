@@ -1,7 +1,5 @@
 """Dump → sealed: one step, because a set is whole or it is none. Its cells report only once the set is sealed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import dagster as dg

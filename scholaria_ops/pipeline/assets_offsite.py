@@ -1,7 +1,5 @@
 """Verified → offsite: the same set outside the house, confirmed by reading it back."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import dagster as dg

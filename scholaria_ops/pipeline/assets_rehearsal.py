@@ -1,7 +1,5 @@
 """Offsite → rehearsal: the set restored into servers of our own and found equal. The proof."""
 
-from __future__ import annotations
-
 import re
 from datetime import timedelta
 

@@ -1,7 +1,5 @@
 """Sealed → verified. The asset yields its checks and then fails on a bad one: its cell turns red, offsite does not run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 
 import dagster as dg

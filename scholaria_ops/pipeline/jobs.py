@@ -1,7 +1,5 @@
 """Jobs: what an operator can start from the UI, by schedule or by the command line."""
 
-from __future__ import annotations
-
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 

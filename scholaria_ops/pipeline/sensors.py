@@ -1,7 +1,5 @@
 """Sensors: what starts by itself. Each decides by a pure function; Dagster only asks and acts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime

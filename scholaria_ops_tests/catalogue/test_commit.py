@@ -165,7 +165,9 @@ with staging(Layout(Path(sys.argv[1])), "20260301_020000") as stage:
     time.sleep(60)
 """
     daemon = start_daemon(
-        [sys.executable, "-c", code, str(tmp_path / "b"), str(tmp_path / "ready")], log=tmp_path / "log", env={"PYTHONPATH": str(Path.cwd())}
+        [sys.executable, "-c", code, str(tmp_path / "b"), str(tmp_path / "ready")],
+        log=tmp_path / "log",
+        env={"PYTHONPATH": str(Path.cwd())},
     )
     deadline = time.monotonic() + 20
     while not (tmp_path / "ready").exists():
