@@ -42,10 +42,11 @@ _CLIENT_NAMES = (
 )
 
 
-def fetch_tools(progress: Progress, *, tools: Tools | None = None, rclone: bool = False) -> Tools:
+def fetch_tools(progress: Progress, *, tools: Tools | None = None, rclone: bool = False, cache: Path | None = None) -> Tools:
     """Return a complete set of programs: ``tools`` (default: what is found here), the missing ones downloaded.
 
     The second call finds everything in the cache and takes no time. ``rclone`` also asks for rclone (large benchmarks).
+    A host without a network can be given the archives themselves, in ``archives/`` below the cache.
 
     Raises:
         SandboxError: this machine cannot run the packages, a download failed, or an archive's bytes are not the pinned ones.
@@ -55,7 +56,7 @@ def fetch_tools(progress: Progress, *, tools: Tools | None = None, rclone: bool 
     if not missing:
         return tools
     _require_supported_machine(missing)
-    cache = _make_cache()
+    cache = _make_cache(cache)
     with _locked(cache, progress):
         wanted = [bundle for bundle in missing if not (cache / bundle.directory).is_dir()]
         if wanted:
@@ -91,8 +92,8 @@ def _require_supported_machine(missing: list[Bundle]) -> None:
         )
 
 
-def _make_cache() -> Path:
-    cache = cache_dir()
+def _make_cache(chosen: Path | None) -> Path:
+    cache = chosen or cache_dir()
     cache.mkdir(mode=0o755, parents=True, exist_ok=True)
     if os.geteuid() == 0 and cache.is_relative_to("/var/cache"):
         cache.chmod(0o755)  # whatever the umask: the unprivileged account of the servers must reach the programs

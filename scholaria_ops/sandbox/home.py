@@ -221,9 +221,8 @@ class Home:
             if extra is not None and extra != self.directory:
                 self._remove_extra(extra)
         for entry in self.directory.iterdir():
-            if entry.name == MARKER:
-                continue
-            _remove(entry)
+            if entry.name != MARKER:
+                _remove(entry)
         (self.directory / MARKER).unlink()
         self.directory.rmdir()
         self.release()

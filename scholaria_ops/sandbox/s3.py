@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import http.client
+import re
 import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 from scholaria_ops.errors import SandboxError
 from scholaria_ops.sandbox.home import make_for
 from scholaria_ops.sandbox.server import LOOPBACK, Readiness, Room, Server
 
 Engine = Literal["moto", "rclone"]
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class S3Server(Server):
@@ -50,16 +51,18 @@ class S3Server(Server):
 
     def create_bucket(self, name: str, *, object_lock: bool = False, versioning: bool = False) -> None:
         """Make a bucket. Object lock and versioning need the ``moto`` engine; with ``rclone`` asking for them is refused."""
+        if not _BUCKET.fullmatch(name):
+            raise SandboxError(f"{name!r} is no bucket name", hint="Use 3 to 63 lower-case letters, digits, dots and hyphens.")
         if self.engine == "rclone":
             if object_lock or versioning:
                 raise SandboxError("rclone's S3 endpoint has neither object lock nor versioning", hint='Use engine="moto".')
-            (self.directory / "buckets" / quote(name, safe="")).mkdir(exist_ok=True)
+            (self.directory / "buckets" / name).mkdir(exist_ok=True)
             return
         headers = {"x-amz-bucket-object-lock-enabled": "true"} if object_lock else {}
-        self._put(f"/{quote(name, safe='')}", headers)
+        self._put(f"/{name}", headers)
         if versioning:
             body = b'<VersioningConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Status>Enabled</Status></VersioningConfiguration>'
-            self._put(f"/{quote(name, safe='')}?versioning", {}, body)
+            self._put(f"/{name}?versioning", {}, body)
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "engine": self.engine, "access_key": self.access_key, "secret_key": self.secret_key}
@@ -80,11 +83,13 @@ class S3Server(Server):
         if self.engine == "moto":
             # Objects spill into our own directory, and the server must not look for real credentials or services.
             return {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key, "AWS_EC2_METADATA_DISABLED": "true"}
-        return {"RCLONE_AUTH_KEY": f"{self.access_key},{self.secret_key}", "RCLONE_CONFIG": str(self.directory / "rclone.conf")}
+        # In quotes: rclone reads a list of such pairs, itself separated by commas.
+        return {"RCLONE_AUTH_KEY": f'"{self.access_key},{self.secret_key}"', "RCLONE_CONFIG": str(self.directory / "rclone.conf")}
 
     def _create(self) -> None:
         if self.engine == "rclone":
             make_for(self.directory / "buckets", self.account)
+            self._private(self.directory / "rclone.conf")
 
     def _configure(self) -> None:
         return

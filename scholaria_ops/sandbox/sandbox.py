@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,8 @@ S = TypeVar("S", bound=Server)
 
 #: Age (seconds) at which an empty directory with a sandbox's name is taken for a leftover, not for one being made.
 _UNMARKED_AGE_S = 60.0
+#: How long (seconds) a dead owner's lock is waited for.
+_DYING_S = 5.0
 
 
 class Sandbox:
@@ -84,20 +87,12 @@ class Sandbox:
         room = self._room
         if room is None:
             return
-        interrupted: BaseException | None = None
-        while True:  # a second Ctrl-C must not leave half of it behind: finish, then let it through
-            try:
-                _stop_all(list(self._servers.values()))
-                _end_everything(room.home)
-                room.home.remove()
-            except KeyboardInterrupt as exc:
-                interrupted = exc
-                continue
-            break
-        self._servers.clear()
-        self._room = None
-        if interrupted is not None:
-            raise interrupted
+        with _signals_deferred():
+            _discard_all(list(self._servers.values()))
+            _end_everything(room.home)
+            room.home.remove()
+            self._servers.clear()
+            self._room = None
 
     def keep(self, until: datetime | None = None) -> None:
         """Let servers and directories outlive the block; after ``until`` (if given) :func:`reap` removes them."""
@@ -229,7 +224,7 @@ def reap(base: Path) -> list[str]:
         marker = home.marker
         if marker.kept and not marker.expired:
             continue
-        if not home.take_over():
+        if not _taken_over(home):
             continue
         if not marker.kept and not marker.owner.dead and not _unreachable_owner(home):
             home.release()
@@ -244,6 +239,37 @@ def reap(base: Path) -> list[str]:
                 empty.rmdir()
                 done.append(f"empty directory {empty.name} removed")
     return done
+
+
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Take note of SIGINT and SIGTERM and deliver them at the end: a second Ctrl-C must not leave half a sandbox behind."""
+    if threading.current_thread() is not threading.main_thread():  # signals never interrupt other threads
+        yield
+        return
+    seen: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not None:  # None: not installed from Python, and could not be put back
+            signal.signal(number, lambda received, _frame: seen.append(received))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        for received in dict.fromkeys(seen):
+            signal.raise_signal(received)
+
+
+def _taken_over(home: Home) -> bool:
+    """Take the marker's lock. A killed owner is seen dead some milliseconds before its last thread gives the lock back."""
+    deadline = time.monotonic() + (_DYING_S if home.marker.owner.dead else 0.0)
+    while not home.take_over():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _unreachable_owner(home: Home) -> bool:
@@ -274,8 +300,8 @@ def _wait_while_running(state: Mapping[str, Any], patience_s: float) -> None:
         time.sleep(0.01)
 
 
-def _stop_all(servers: Sequence[Server]) -> None:
-    """Stop servers side by side (each needs a moment of its own); the first problem is raised in the end."""
+def _discard_all(servers: Sequence[Server]) -> None:
+    """End servers side by side (each needs a moment of its own); the first problem is raised in the end."""
     problems: list[BaseException] = []
 
     def stop(server: Server) -> None:
