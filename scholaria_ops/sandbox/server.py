@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from scholaria_ops.cancel import CancelToken
-from scholaria_ops.errors import SandboxError
+from scholaria_ops.errors import SandboxError, ToolMissing
 from scholaria_ops.process import Daemon, Finished, end_group, is_alive, run, start_daemon
 from scholaria_ops.sandbox.home import Home, make_for
 from scholaria_ops.sandbox.identity import Account, may_execute, server_account
@@ -307,7 +307,11 @@ class Server(abc.ABC):
 
     def _sweep(self) -> None:
         """After the end of the main process: end what it left, and write down that nothing runs."""
-        end_stragglers(f"{self.made_by_sandbox}/{self.name}", self.directory, {os.fspath(self._program().resolve())})
+        try:
+            program = self._program()
+        except ToolMissing:
+            return  # without its program it was never started
+        end_stragglers(f"{self.made_by_sandbox}/{self.name}", self.directory, {os.fspath(program.resolve())})
         if self.daemon is not None:
             self.daemon = None
             self._forget()

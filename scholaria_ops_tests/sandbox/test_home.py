@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,64 @@ def test_servers_data_can_be_put_elsewhere(tools: Tools, tmp_path: Path) -> None
     with Sandbox(tmp_path / "base", tools, data_root=tmp_path) as box:
         assert box.redis().directory.is_relative_to(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A directory that every account may reach, with a name that wants quoting everywhere."""
+    top = Path(tempfile.mkdtemp())
+    top.chmod(0o711)
+    odd = top / "odd 'name', \"quoted\" \\ 한글"
+    odd.mkdir(mode=0o711)
+    odd.chmod(0o711)
+    yield odd
+    shutil.rmtree(top)
+
+
+@pytest.mark.parametrize("tcp", [True, False], ids=["tcp", "socket"])
+def test_paths_that_want_quoting_are_quoted(tools: Tools, tmp_path: Path, open_dir: Path, tcp: bool) -> None:
+    with Sandbox(tmp_path, tools, data_root=open_dir) as box:
+        pg, rd, qd = box.postgres(tcp=tcp), box.redis(tcp=tcp), box.qdrant()
+        assert pg.directory.is_relative_to(open_dir)
+        assert pg.version.startswith("1")
+        assert rd.version
+        assert qd.version
+    assert list(open_dir.iterdir()) == []
+
+
+def test_everything_works_without_privileges(tools: Tools) -> None:
+    """As root this runs in a child that has given root up for good; otherwise the whole suite is the proof."""
+    base = Path(tempfile.mkdtemp())
+    account = server_account()
+    if account is not None:
+        os.chown(base, account.uid, account.gid)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with os.fdopen(writing, "w") as out:
+            try:
+                if account is not None:
+                    os.setgroups([])
+                    os.setresgid(account.gid, account.gid, account.gid)
+                    os.setresuid(account.uid, account.uid, account.uid)
+                out.write(_use_all_servers(base, tools))
+            except BaseException as exc:  # noqa: BLE001 - reported to the parent, which fails
+                out.write(repr(exc))
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answers:
+        told = answers.read()
+    os.waitpid(child, 0)
+    left = list(base.iterdir())
+    shutil.rmtree(base)
+    assert told == "fine"
+    assert left == []
+
+
+def _use_all_servers(base: Path, tools: Tools) -> str:
+    with Sandbox(base, tools) as box:
+        servers = (box.postgres(), box.redis(), box.qdrant())
+        wrong = [s.name for s in servers if not s.directory.is_relative_to(box.directory)]
+        versions = [s.version for s in servers]
+        servers[0].restart()
+    return "fine" if not wrong and all(versions) else f"{wrong} {versions}"
