@@ -18,7 +18,10 @@ from rich.table import Table
 
 from scholaria_ops.progress import Progress
 
-out = Console(highlight=False, soft_wrap=True)
+#: Width of tables when nobody looks at a terminal: wide enough not to fold paths and addresses.
+_PIPED_WIDTH = 180
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from scholaria_ops.cancel import CancelToken
@@ -22,8 +20,8 @@ from scholaria_ops.errors import Refused
 from scholaria_ops.files import make_private_dir
 from scholaria_ops.offsite.base import OffsiteTarget
 from scholaria_ops.offsite.s3 import S3Options, S3Target
+from scholaria_ops.operations.scratch import reap_scratch, scratch_directory
 from scholaria_ops.progress import Progress, Silent
-from scholaria_ops.sandbox.sandbox import reap as reap_sandboxes
 from scholaria_ops.sandbox.tools import Tools, find_tools
 from scholaria_ops.settings import Settings
 from scholaria_ops.stores.base import Context, Store
@@ -63,21 +61,17 @@ class Services:
         self.check_directory()
         with estate_lock(self.catalogue.layout.lock, what, wait_s=self.settings.lock_wait_s, cancel=self.cancel) as holder:
             reap(self.catalogue.layout, say=self.progress.say)
-            for line in reap_sandboxes(self.settings.scratch_root):
+            for line in reap_scratch(self.settings.scratch_root):
                 self.progress.say(line)
             yield holder
 
     @contextlib.contextmanager
     def context(self, label: str, **more: Any) -> Iterator[Context]:
         """A store context with a scratch directory of its own, removed at the end."""
-        root = make_private_dir(self.settings.scratch_root, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{label}-", dir=root))
-        try:
+        with scratch_directory(self.settings.scratch_root, label) as scratch:
             yield Context(
                 scratch=scratch, ledger=self.ledger, tools=self.tools, cancel=self.cancel, progress=self.progress, log=self.log, **more
             )
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def check_directory(self) -> None:
         """Make BACKUP_DIR if needed and see that it can be written."""

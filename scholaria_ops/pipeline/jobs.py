@@ -11,7 +11,7 @@ from scholaria_ops.pipeline.assets_offsite import OFFSITE
 from scholaria_ops.pipeline.assets_rehearsal import RESTORED
 from scholaria_ops.pipeline.errors import as_failure
 from scholaria_ops.pipeline.metadata import set_metadata
-from scholaria_ops.pipeline.partitions import BACKUPS, add_partition, known_partitions
+from scholaria_ops.pipeline.partitions import add_partition, known_partitions
 from scholaria_ops.pipeline.resources import Estate
 from scholaria_ops.pipeline.sync import sync_catalogue
 
@@ -20,7 +20,6 @@ _MAX_RUNTIME_S = {"dagster/max_runtime": str(6 * 3600)}
 backup_job = dg.define_asset_job(
     "backup",
     selection=dg.AssetSelection.assets(*(backup_key(name) for name in STORE_NAMES), SEALED, VERIFIED, OFFSITE),
-    partitions_def=BACKUPS,
     executor_def=dg.in_process_executor,
     tags=_MAX_RUNTIME_S,
     description="Take, seal, verify and ship one set. Its partition is the set's id; start `backup_now` to have one minted.",
@@ -29,7 +28,6 @@ backup_job = dg.define_asset_job(
 verify_job = dg.define_asset_job(
     "verify",
     selection=dg.AssetSelection.assets(VERIFIED),
-    partitions_def=BACKUPS,
     executor_def=dg.in_process_executor,
     tags=_MAX_RUNTIME_S,
     description="Verify a sealed set again: every byte, and every artifact opened in its store's own software.",
@@ -39,7 +37,6 @@ verify_job = dg.define_asset_job(
 offsite_job = dg.define_asset_job(
     "offsite",
     selection=dg.AssetSelection.assets(OFFSITE),
-    partitions_def=BACKUPS,
     executor_def=dg.in_process_executor,
     tags=_MAX_RUNTIME_S,
     description="Copy a sealed set offsite and confirm it there; repeating it finishes or re-reads.",
@@ -48,7 +45,6 @@ offsite_job = dg.define_asset_job(
 rehearsal_job = dg.define_asset_job(
     "rehearsal",
     selection=dg.AssetSelection.assets(RESTORED),
-    partitions_def=BACKUPS,
     executor_def=dg.in_process_executor,
     tags=_MAX_RUNTIME_S,
     description="Restore a set into throw-away servers, compare it with its evidence, record RTO and RPO. Touches no live store.",

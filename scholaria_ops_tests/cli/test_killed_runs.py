@@ -14,7 +14,8 @@ from scholaria_ops.catalogue.sets import Catalogue, Kind
 from scholaria_ops.process import Daemon, process_start_time, start_daemon
 from scholaria_ops.sandbox.sample import SampleStack
 from scholaria_ops_tests.cli.conftest import COMMAND, Command
-from scholaria_ops_tests.operations.test_backup import processes_below, snapshots_on
+from scholaria_ops_tests.operations.support import processes_of, sandbox_nonces
+from scholaria_ops_tests.operations.test_backup import snapshots_on
 
 
 def _started(home: Path, env_file: Path, log: Path) -> Daemon:
@@ -48,13 +49,14 @@ def test_f04_f46_f83_killed_at_any_moment_the_next_run_cleans_up(
     time.sleep(delay_s)
     os.kill(daemon.pid, signal.SIGKILL)  # the process alone, not its group: its children are orphans now
     _gone(daemon)
+    nonces = sandbox_nonces(backups / ".scratch")
     killed = [(e.kind, e.id) for e in Catalogue(backups).entries()]
     assert all(kind is Kind.SEALED for kind, _ in killed), "a set is whole or not there"
     answer = ops("backup", "--json")
     assert answer.code == 0, answer.err
     assert len(Catalogue(backups).entries()) == len(killed) + 1
     assert snapshots_on(sample_stack) == []
-    assert processes_below(backups) == []
+    assert processes_of(nonces) == []
     assert [p for d in (".scratch", ".staging", ".trash") if (backups / d).exists() for p in (backups / d).iterdir()] == []
 
 
@@ -67,11 +69,12 @@ def test_f83_a_stopped_run_takes_everything_back_itself(
     daemon = _started(home, env_file, tmp_path / "log")
     _at_work(backups, daemon)
     time.sleep(0.3)
+    nonces = sandbox_nonces(backups / ".scratch")
     os.kill(daemon.pid, signum)
     _gone(daemon)
     assert all(e.kind is Kind.SEALED for e in Catalogue(backups).entries())
     assert snapshots_on(sample_stack) == []
-    assert processes_below(backups) == []
+    assert processes_of(nonces) == []
     assert [p for d in (".scratch", ".staging") if (backups / d).exists() for p in (backups / d).iterdir()] == []
     assert current_holder(backups / ".state" / "estate.lock") is None
     assert process_start_time(daemon.pid) != daemon.start_time

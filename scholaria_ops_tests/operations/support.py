@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -11,7 +12,9 @@ from scholaria_ops.catalogue.layout import MANIFEST, SUMS
 from scholaria_ops.catalogue.sets import BackupSet, Entry
 from scholaria_ops.operations.backup import BackupRequest, backup, reserve
 from scholaria_ops.operations.services import Services, make_services
+from scholaria_ops.sandbox.home import MARKER, Marker
 from scholaria_ops.sandbox.sample import SampleStack
+from scholaria_ops.sandbox.stragglers import belonging
 from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.settings import load_settings
 
@@ -57,6 +60,14 @@ def flip(path: Path, offset: int | None = None, mask: int = 0x10) -> None:
     path.write_bytes(bytes(data))
 
 
+def flip_everywhere(path: Path, every: int = 4096) -> None:
+    """Change one bit in every block: a single one may hit padding, which is no content."""
+    data = bytearray(path.read_bytes())
+    for offset in range(every // 2, len(data), every):
+        data[offset] ^= 0x10
+    path.write_bytes(bytes(data))
+
+
 def recompute(directory: Path) -> None:
     """What a thorough forger does: make manifest and SHA256SUMS agree with the files as they are now."""
     manifest = json.loads((directory / MANIFEST).read_text())
@@ -70,3 +81,30 @@ def recompute(directory: Path) -> None:
         _, _, name = line.partition("  ")
         lines.append(f"{hashlib.sha256((directory / name).read_bytes()).hexdigest()}  {name}\n")
     (directory / SUMS).write_text("".join(lines))
+
+
+def sandbox_nonces(scratch: Path) -> dict[str, Path]:
+    """Nonce → directory of its servers' data, for every sandbox below a scratch directory, however deep."""
+    found = {}
+    for path in scratch.rglob(MARKER):
+        marker = Marker.read(path.parent)
+        if marker:
+            found[marker.nonce] = marker.data
+    return found
+
+
+def processes_of(sandboxes: dict[str, Path]) -> list[int]:
+    """Processes that carry a sandbox's nonce or work below its data, asked of the kernel."""
+    found = {pid for nonce in sandboxes for pid, _ in belonging(nonce, Path("/nonexistent"), ())}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                cwd = Path(str((entry / "cwd").readlink()).removesuffix(" (deleted)"))
+                if any(cwd.is_relative_to(data) for data in sandboxes.values()):
+                    found.add(int(entry.name))
+    return sorted(found)
+
+
+def leftover_processes(scratch: Path) -> list[int]:
+    """Processes of sandboxes that still stand below a scratch directory."""
+    return processes_of(sandbox_nonces(scratch))

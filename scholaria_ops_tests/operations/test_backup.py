@@ -16,14 +16,13 @@ import pytest
 from scholaria_ops.catalogue.lock import estate_lock
 from scholaria_ops.catalogue.sets import BackupSet, Kind
 from scholaria_ops.errors import Busy, Cancelled, DiskFull, Refused
-from scholaria_ops.operations import preflight as preflight_module
 from scholaria_ops.operations.backup import BackupIncomplete, BackupRequest, backup, reserve
 from scholaria_ops.operations.gate import CutGate
 from scholaria_ops.operations.services import Services
 from scholaria_ops.process import run
 from scholaria_ops.sandbox.sample import SampleStack
 from scholaria_ops_tests.operations.conftest import ServicesFactory
-from scholaria_ops_tests.operations.support import take
+from scholaria_ops_tests.operations.support import leftover_processes, take
 
 
 def snapshots_on(stack: SampleStack) -> list[str]:
@@ -34,20 +33,6 @@ def snapshots_on(stack: SampleStack) -> list[str]:
         for collection in client.get("/collections").json()["result"]["collections"]:
             names += [s["name"] for s in client.get(f"/collections/{collection['name']}/snapshots").json()["result"]]
     return names
-
-
-def processes_below(path: Path) -> list[str]:
-    """Command lines of processes that mention ``path``."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-            except OSError:
-                continue
-            if str(path) in line and "pytest" not in line:
-                found.append(line)
-    return found
 
 
 def test_a_set_holds_what_was_seeded(pristine: BackupSet, sample_stack: SampleStack) -> None:
@@ -76,7 +61,7 @@ def test_standard_tools_agree_and_everything_is_private(pristine: BackupSet) -> 
 def test_nothing_is_left_behind(pristine: BackupSet, sample_stack: SampleStack) -> None:
     root = pristine.directory.parent
     assert snapshots_on(sample_stack) == []
-    assert processes_below(root) == []
+    assert leftover_processes(root / ".scratch") == []
     assert sorted(p.name for p in root.iterdir()) == [".records", ".scratch", ".staging", ".state", pristine.directory.name]
     assert [p for d in (".scratch", ".staging") for p in (root / d).iterdir()] == []
 
@@ -142,7 +127,7 @@ def test_f07_a_disk_without_room_is_refused_before_anything_is_written(
 ) -> None:
     services = services_factory()
     usage = shutil.disk_usage("/")._replace(free=1_000_000)
-    monkeypatch.setattr(preflight_module.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("scholaria_ops.operations.preflight.shutil.disk_usage", lambda _: usage)
     with pytest.raises(DiskFull, match=r"may need [\d,]+ bytes, but only 1,000,000 bytes are free"):
         take(services)
     assert services.catalogue.entries() == []
@@ -167,7 +152,7 @@ def test_f83_cancelling_at_any_time_takes_everything_back(
     assert all(e.kind is Kind.SEALED for e in services.catalogue.entries())
     root = services.catalogue.layout.root
     assert snapshots_on(sample_stack) == []
-    assert processes_below(root) == []
+    assert leftover_processes(root / ".scratch") == []
     assert [p for d in (".scratch", ".staging") if (root / d).exists() for p in (root / d).iterdir()] == []
     with estate_lock(services.catalogue.layout.lock, "free again"):
         pass

@@ -25,8 +25,16 @@ from scholaria_ops.sandbox.sandbox import Sandbox, reap
 from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops_tests.conftest import SampleServers
 from scholaria_ops_tests.operations.conftest import ServicesFactory
-from scholaria_ops_tests.operations.support import copied, environment, flip, recompute
-from scholaria_ops_tests.operations.test_backup import processes_below
+from scholaria_ops_tests.operations.support import (
+    copied,
+    environment,
+    flip,
+    flip_everywhere,
+    leftover_processes,
+    processes_of,
+    recompute,
+    sandbox_nonces,
+)
 
 
 @pytest.fixture
@@ -50,7 +58,6 @@ def test_a_good_set_is_proven_by_content_and_timed(services: Services, pristine:
         assert {"start", "load", "probe"} <= store.seconds.keys()
     entry = services.catalogue.find(pristine.id)
     assert entry.proven_at == report.at
-    assert processes_below(services.settings.scratch_root) == []
     assert list(services.settings.scratch_root.iterdir()) == []
 
 
@@ -70,7 +77,7 @@ def _forged(services: Services, pristine: BackupSet, change: dict[str, bytes | N
     for name, content in change.items():
         path = directory / name
         if content is None:
-            flip(path)
+            flip_everywhere(path)
         else:
             path.write_bytes(content)
     recompute(directory)
@@ -123,12 +130,14 @@ def test_kept_servers_answer_until_their_time_is_over(services: Services, pristi
         row = link.execute("SELECT count(*) FROM rag_topic LIMIT 5").fetchone()
     assert row
     assert row[0] > 0
+    nonces = sandbox_nonces(services.settings.scratch_root)
+    assert len(processes_of(nonces)) >= 3
     deadline = time.monotonic() + 30
-    while processes_below(services.settings.scratch_root):
-        reap(services.settings.scratch_root)
+    while report.kept_file.exists():
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    assert not report.kept_file.exists()
+        reap(services.settings.scratch_root)
+    assert processes_of(nonces) == []
 
 
 def test_what_is_no_set_cannot_be_rehearsed(services: Services) -> None:
@@ -158,16 +167,18 @@ def test_f79_killed_during_a_rehearsal_the_next_run_ends_its_servers(
     daemon = start_daemon([sys.executable, "-c", KILLED, str(env_file), pristine.id], log=tmp_path / "log", cwd=Path(__file__).parents[2])
     scratch = services.settings.scratch_root
     deadline = time.monotonic() + 60
-    while not any("postgres" in line for line in processes_below(scratch)):
+    while len(leftover_processes(scratch)) < 3:
         assert daemon.alive, (tmp_path / "log").read_text()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.01)
     os.kill(daemon.pid, signal.SIGKILL)
     while daemon.alive:
         time.sleep(0.02)
+    nonces = sandbox_nonces(scratch)
+    assert processes_of(nonces), "killed alone: its servers are orphans now"
     with services.locked("the next run"):
-        assert processes_below(scratch) == []
-    assert [p.name for p in scratch.iterdir() if p.name.startswith("rehearsal")] == []
+        assert processes_of(nonces) == []
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_server_with_another_identity_passes(services: Services, tools: Tools, tmp_path: Path) -> None:
