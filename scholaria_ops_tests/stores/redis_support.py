@@ -126,6 +126,9 @@ class Script:
 
     pieces: list[bytes]
     linger_s: float = 0.0
+    auth: bytes = b"+OK\r\n"
+    #: Reply to a SYNC that follows a PING in one packet (the preflight's question); None: the stream begins.
+    sync: bytes | None = None
     info: str = "redis_version:7.4.1\r\nrole:master\r\nrun_id:0\r\nused_memory:1000\r\n"
     seen: list[bytes] = field(default_factory=list)
 
@@ -167,7 +170,7 @@ def _serve(link: socket.socket, script: Script) -> None:
             reader.feed(data)
             while (command := reader.gets()) is not False:
                 script.seen.append(command[0])
-                if command[0] == b"SYNC":
+                if command[0] == b"SYNC" and script.sync is None:
                     for piece in script.pieces:
                         link.sendall(piece)
                         time.sleep(0.0005)
@@ -182,6 +185,10 @@ def _serve(link: socket.socket, script: Script) -> None:
 def _answer(command: list[bytes], script: Script) -> bytes:
     if command[0] == b"INFO":
         return b"$%d\r\n%s\r\n" % (len(script.info), script.info.encode())
+    if command[0] == b"AUTH":
+        return script.auth
+    if command[0] == b"SYNC":
+        return script.sync or b""
     if command[0] in {b"CONFIG", b"ACL"}:
         return b"-NOPERM no permission\r\n"
     return b"+PONG\r\n" if command[0] == b"PING" else b"+OK\r\n"

@@ -36,7 +36,9 @@ def preflight(connection: RedisConnection, mode: SyncMode, ctx: Context, *, time
         may_sync(wire)
         users = acl_users(wire)
     used = info.number("used_memory")
-    _refuse_without_room(info.number("used_memory_dataset", used), ctx.scratch)
+    dataset = info.number("used_memory_dataset", used)
+    _refuse_disk(dataset, ctx.scratch)
+    _refuse_memory(dataset)
     form, why = choose_form(info, mode)
     return Facts(
         store="redis",
@@ -80,9 +82,7 @@ def refuse_unfit(info: ServerInfo, where: str) -> None:
         )
 
 
-def _refuse_without_room(dataset: int, scratch: Path) -> None:
-    import psutil
-
+def _refuse_disk(dataset: int, scratch: Path) -> None:
     free = shutil.disk_usage(scratch).free
     if free < dataset * _DISK_FACTOR:
         raise Refused(
@@ -90,6 +90,11 @@ def _refuse_without_room(dataset: int, scratch: Path) -> None:
             store="redis",
             hint="Free space there: without a scratch server the backup cannot be measured.",
         )
+
+
+def _refuse_memory(dataset: int) -> None:
+    import psutil
+
     available = psutil.virtual_memory().available
     if available < dataset * _MEMORY_FACTOR:
         raise Refused(

@@ -60,11 +60,20 @@ def load_into_empty(
     with loaded_scratch(directory / artifact.path, artifact, ctx, databases=max(there, max(used, default=0) + 1)) as scratch:
         code = libraries(scratch)
         streams = sorted({row.db for row in evidence.keys if row.type == "stream"})
-        staged = stage_into(target, scratch, mapping, ctx, timeout_s=timeout_s, streams_in=streams)
+        try:
+            staged = stage_into(target, scratch, mapping, ctx, timeout_s=timeout_s, streams_in=streams)
+        except StoreError:
+            _refuse_evictions(target, before, evidence, ctx, timeout_s=timeout_s)  # the likelier reason, if there were any
+            raise
         seconds = {**scratch.seconds, **staged.seconds}
     seconds["swap"] = swap_in(target, mapping, ctx, timeout_s=timeout_s)
     restore_functions(target, code, ctx, timeout_s=timeout_s)
     seconds["durable"], warnings = make_durable(target, ctx, timeout_s=timeout_s)
+    _refuse_evictions(target, before, evidence, ctx, timeout_s=timeout_s)
+    return Loaded(seconds, (*staged.warnings, *warnings))
+
+
+def _refuse_evictions(target: RedisConnection, before: ServerInfo, evidence: RedisEvidence, ctx: Context, *, timeout_s: float) -> None:
     with connect(target, timeout_s=timeout_s, cancel=ctx.cancel) as wire:
         evicted = look(wire, config=False).number("evicted_keys") - before.number("evicted_keys")
     if evicted > 0:
@@ -73,7 +82,6 @@ def load_into_empty(
             store="redis",
             hint=f"The data need about {evidence.used_memory_bytes:,} bytes.",
         )
-    return Loaded(seconds, (*staged.warnings, *warnings))
 
 
 def refuse_target(info: ServerInfo, evidence: RedisEvidence, where: str) -> None:
