@@ -103,7 +103,7 @@ class Replication(Model):
 
 
 class TableData(Model):
-    """One table's data block of an archive: lines and bytes of its COPY text, and their SHA-256."""
+    """One table's data block of an archive: lines and bytes of its COPY text, and the SHA-256 of the COPY statement and them."""
 
     rows: int
     bytes: int
@@ -113,6 +113,8 @@ class TableData(Model):
 class ArchiveInventory(Model):
     """What ``pg_restore`` read from an archive, all of it, without a server."""
 
+    #: Of the file that was read.
+    sha256: str
     #: Version of the ``pg_restore`` that read it (``16.15``).
     read_with: str
     tables: Mapping[str, TableData]
@@ -121,7 +123,7 @@ class ArchiveInventory(Model):
     large_objects_sha256: str
     #: Table of contents without its numbers (``INDEX public rag_context_idx scholaria``), sorted.
     entries: tuple[str, ...]
-    #: SHA-256 over all statements that are not data, as this ``pg_restore`` writes them.
+    #: SHA-256 over all statements that are not data, those about the database itself included, as this ``pg_restore`` writes them.
     schema_sha256: str
     #: Size of the whole archive as SQL, in bytes.
     sql_bytes: int

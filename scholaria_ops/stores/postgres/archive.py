@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scholaria_ops.catalogue.evidence.postgres import ArchiveInventory, SequenceValue, TableData
 from scholaria_ops.errors import VerificationFailed
-from scholaria_ops.files import BLOCK
+from scholaria_ops.files import BLOCK, hash_file
 from scholaria_ops.progress import Progress
 from scholaria_ops.stores.postgres.names import decode, qualified
 from scholaria_ops.stores.postgres.programs import Programs, lines
@@ -108,6 +108,7 @@ class DataReader:
         if copy := _COPY.match(statement):
             name = self._name(copy[1], copy[2])
             self._block = self._blocks.setdefault(name, _Block())
+            self._block.hash.update(statement)
             return end  # its newline stands in front of the first row
         setval = _SETVAL.match(statement)
         if not setval:
@@ -148,10 +149,11 @@ def _unescaped(part: bytes, *, escaped: bool) -> bytes:
     return part.replace(b"\\\\", b"\\") if escaped else part
 
 
-def read_back(archive: Path, programs: Programs, encoding: str, progress: Progress) -> ArchiveInventory:
+def read_back(archive: Path, programs: Programs, encoding: str, progress: Progress, *, sha256: str = "") -> ArchiveInventory:
     """Have ``pg_restore`` read the whole archive, and say what is in it. ``encoding`` is the dumped database's.
 
-    Call it only with bytes whose digest was checked: reading a crafted archive can run code (in unpatched versions).
+    Call it only with bytes that are known to be ours: reading a crafted archive can run code (in unpatched versions).
+    ``sha256`` is the file's digest; it is computed if it is not given.
 
     Raises:
         ToolFailed: ``pg_restore`` cannot read it (cut, damaged, of a newer format, or compressed in a way it was not built for).
@@ -174,6 +176,7 @@ def read_back(archive: Path, programs: Programs, encoding: str, progress: Progre
     rows = sum(table.rows for table in tables.values())
     progress.finish(TASK, f"{rows:,} rows in {len(tables):,} tables")
     return ArchiveInventory(
+        sha256=sha256 or hash_file(archive).sha256,
         read_with=str(programs.version("pg_restore")),
         tables=tables,
         sequences=dict(sorted(data.sequences.items())),
@@ -187,7 +190,7 @@ def read_back(archive: Path, programs: Programs, encoding: str, progress: Progre
 
 def _schema(programs: Programs, archive: Path) -> tuple[str, int]:
     """Digest and size of everything that is not data."""
-    options = ["--section=pre-data", "--section=post-data", "--file=-"]
+    options = ["--create", "--section=pre-data", "--section=post-data", "--file=-"]
     with programs.on_archive(options, archive) as running:
         result = hash_schema(lines(running.chunks(BLOCK)))
         running.finish()

@@ -52,6 +52,15 @@ WHERE c.relkind IN ('r', 'm') AND """
     + ") ORDER BY pg_table_size(c.oid) DESC, n.nspname, c.relname"
 )
 
+#: Tables to hold while they are dumped and measured (materialized views cannot be locked).
+LOCKABLE: LiteralString = (
+    "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND "
+    + _USER_SCHEMA
+    + " AND (EXISTS (SELECT FROM pg_extension e WHERE c.oid = ANY (e.extconfig)) OR "
+    + _no_member("pg_class", "c.oid")
+    + ") ORDER BY c.oid"
+)
+
 SEQUENCES: LiteralString = (
     """
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

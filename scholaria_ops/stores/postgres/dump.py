@@ -24,7 +24,7 @@ from scholaria_ops.stores.postgres.measure import Cut, Scope, Watch, begin_snaps
 from scholaria_ops.stores.postgres.names import conninfo_dbname
 from scholaria_ops.stores.postgres.preflight import blockers, can_read_password_hashes, check_program_version, usable_compression
 from scholaria_ops.stores.postgres.programs import Programs
-from scholaria_ops.stores.postgres.session import Session, open_session
+from scholaria_ops.stores.postgres.session import LockNotGranted, Session, open_session
 
 DUMP_TASK = "postgres: dump"
 
@@ -48,11 +48,11 @@ def dump(connection: PostgresConnection, options: DumpOptions, into: Path, set_i
             check_program_version(programs, session)
             hashes = can_read_password_hashes(session)
             method, warnings = usable_compression(programs, options.compression)
-            begin_snapshot(session)
+            job.hold_tables(session)
             ctx.at_the_cut()
             cut = take_snapshot(session)
             archive, globals_, evidence = job.side_by_side(session, cut, method, hashes)
-        inventory = read_back(archive.path, programs, evidence.database.encoding, ctx.progress)
+        inventory = read_back(archive.path, programs, evidence.database.encoding, ctx.progress, sha256=archive.sha256)
     evidence = _agreed(evidence, inventory, globals_)
     notes = () if hashes else (_NO_HASHES,)
     return Dump(
@@ -82,6 +82,13 @@ class _Job:
     ctx: Context
     programs: Programs
     stop: CancelToken
+
+    def hold_tables(self, session: Session) -> None:
+        """Open the transaction and lock every table against changes of its structure; name who stands in the way."""
+        try:
+            begin_snapshot(session, lock=True)
+        except LockNotGranted as exc:
+            raise LockNotGranted(f"{exc.message}: {self._holders()}", hint=exc.hint, store="postgres") from None
 
     def side_by_side(self, session: Session, cut: Cut, method: str, hashes: bool) -> tuple[Written, Written, PostgresEvidence]:
         """Dump in this thread while another one measures in the exporting session. Whoever fails first stops the other."""
@@ -149,10 +156,12 @@ class _Job:
         """Add who holds the lock that ``pg_dump`` did not get; its message names a whole list of tables."""
         hint = "Nothing was sealed. Look at the server's log for the same moment, then run again."
         if "lock timeout" in exc.stderr_tail:
-            with contextlib.suppress(StoreError), open_session(self.connection) as session:
-                if held := blockers(session):
-                    hint = f"{'; '.join(held)}. Let it finish, then run again."
+            hint = f"{self._holders()}. Let it finish, then run again."
         return ToolFailed(exc.message, returncode=exc.returncode, stderr_tail=exc.stderr_tail, hint=hint, store="postgres")
+
+    def _holders(self) -> str:
+        with open_session(self.connection, cancel=self.ctx.cancel) as session:
+            return "; ".join(blockers(session)) or "whoever held a table has let it go meanwhile"
 
 
 @contextlib.contextmanager

@@ -45,6 +45,16 @@ def authenticate(path: Path, artifact: Artifact) -> None:
         )
 
 
+def _require_measured(artifact: Artifact, evidence: PostgresEvidence) -> None:
+    """The evidence names the file that was read back when the set was made: whoever swaps the file has to forge that too."""
+    if evidence.archive is not None and evidence.archive.sha256 != artifact.sha256:
+        raise VerificationFailed(
+            f"{artifact.path} is not the archive that the evidence was checked against when the set was made",
+            hint="No PostgreSQL program was started on it. Use another copy of the set.",
+            store="postgres",
+        )
+
+
 def inspect(directory: Path, artifacts: Sequence[Artifact], evidence: PostgresEvidence, ctx: Context) -> list[Check]:
     """See :meth:`scholaria_ops.stores.base.Store.inspect`."""
     checks = list(_archive_checks(directory, artifacts, evidence, ctx))
@@ -56,11 +66,13 @@ def _archive_checks(directory: Path, artifacts: Sequence[Artifact], evidence: Po
     try:
         artifact = require(artifacts, "dump")
         authenticate(directory / artifact.path, artifact)
+        _require_measured(artifact, evidence)
     except VerificationFailed as exc:
         yield Check("archive", False, exc.message)
         return
+    path, programs = directory / artifact.path, Programs(ctx.tools, ctx.cancel)
     try:
-        inventory = read_back(directory / artifact.path, Programs(ctx.tools, ctx.cancel), evidence.database.encoding, ctx.progress)
+        inventory = read_back(path, programs, evidence.database.encoding, ctx.progress, sha256=artifact.sha256)
     except ToolMissing as exc:
         yield Check("archive", None, f"needs pg_restore {evidence.server_version.partition('.')[0]} or newer: {exc.message}")
         return

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TASK = "postgres: evidence"
 _SEQUENCES_PER_QUERY = 100
+_TABLES_PER_LOCK = 200
+_LOCK_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,29 @@ class Cut:
     in_recovery: bool
 
 
-def begin_snapshot(session: Session) -> None:
-    """Open the transaction, without its snapshot yet: the first query takes that (:func:`take_snapshot`)."""
-    session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+def begin_snapshot(session: Session, *, lock: bool = False) -> None:
+    """Open the transaction, without its snapshot yet: the first query takes that (:func:`take_snapshot`).
+
+    With ``lock`` every table is held against changes of its structure (``ACCESS SHARE``, as ``pg_dump`` itself does).
+    Otherwise a migration that waits for ``pg_dump`` would get in between, rewrite a table, and our snapshot would see
+    it empty. Locking needs no snapshot, so waiting for a lock does not make the cut older.
+    """
+    import psycopg
+    from psycopg.sql import SQL, Identifier
+
+    for _ in range(_LOCK_ATTEMPTS):
+        tables = [Identifier(schema, name) for schema, name in session.rows(sql.LOCKABLE)] if lock else []
+        session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        try:
+            for start in range(0, len(tables), _TABLES_PER_LOCK):
+                names = SQL(", ").join(SQL("ONLY {}").format(table) for table in tables[start : start + _TABLES_PER_LOCK])
+                with session.told(passing=psycopg.errors.UndefinedTable):
+                    session.connection.execute(SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
+        except psycopg.errors.UndefinedTable:
+            session.execute("ROLLBACK")  # dropped since they were listed
+        else:
+            return
+    raise StoreError(f"PostgreSQL at {session.where}: tables vanish faster than they can be locked", hint="Run again.", store="postgres")
 
 
 def take_snapshot(session: Session) -> Cut:

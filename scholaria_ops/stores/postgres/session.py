@@ -48,6 +48,12 @@ _REFUSED_LOGIN = re.compile(
 _NO_DATABASE = re.compile(r"database \".*\" does not exist")
 
 
+class LockNotGranted(StoreError):
+    """Somebody held a table for longer than we are willing to wait."""
+
+    retryable = True
+
+
 class Session:
     """A connection with pinned settings. Not thread-safe, except :meth:`abort`."""
 
@@ -68,7 +74,7 @@ class Session:
 
     def rows(self, query: LiteralString | Composed, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
         """All rows of a query; for catalogues and single values, never for a table's content."""
-        with told(self.where, self._cancel):
+        with self.told():
             return self.connection.execute(query, parameters).fetchall()
 
     def one(self, query: LiteralString | Composed, parameters: Sequence[object] | None = None) -> tuple[Any, ...]:
@@ -77,8 +83,12 @@ class Session:
 
     def execute(self, query: LiteralString | Composed) -> None:
         """Run a statement for its effect."""
-        with told(self.where, self._cancel):
+        with self.told():
             self.connection.execute(query)
+
+    def told(self, *, passing: type[psycopg.Error] | None = None) -> contextlib.AbstractContextManager[None]:
+        """See :func:`told`."""
+        return told(self.where, self._cancel, passing=passing)
 
     def check_cancelled(self) -> None:
         """Raise ``Cancelled`` if it was we who broke the connection."""
@@ -190,13 +200,18 @@ def _set(session: Session, settings: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def told(where: str, cancel: CancelToken | None = None) -> Iterator[None]:
-    """Turn a server's error into one of ours, with its own words; into ``Cancelled`` if it is our own doing."""
+def told(where: str, cancel: CancelToken | None = None, *, passing: type[psycopg.Error] | None = None) -> Iterator[None]:
+    """Turn a server's error into one of ours, with its own words; into ``Cancelled`` if it is our own doing.
+
+    Errors of the class ``passing`` are left as they are.
+    """
     import psycopg
 
     try:
         yield
     except psycopg.Error as exc:
+        if passing and isinstance(exc, passing):
+            raise
         if cancel:
             cancel.check()
         raise _ours(exc, where) from None
@@ -206,7 +221,7 @@ def _ours(exc: psycopg.Error, where: str) -> OpsError:
     import psycopg
 
     if isinstance(exc, psycopg.errors.LockNotAvailable):
-        return StoreError(
+        return LockNotGranted(
             f"PostgreSQL at {where}: a lock was not granted in time: {_words(exc)}",
             hint="Let the migration or maintenance that holds the table finish, then run again.",
             store="postgres",
