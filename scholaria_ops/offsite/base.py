@@ -33,11 +33,12 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from scholaria_ops.cancel import CancelToken
+from scholaria_ops.catalogue.layout import MANIFEST
 from scholaria_ops.errors import UsageError
 from scholaria_ops.progress import Progress
 
 #: The file whose presence makes a set complete.
-MARKER = "backup_manifest.json"
+MARKER = MANIFEST
 #: Largest file that :meth:`OffsiteTarget.read_small` and the records accept, in bytes.
 SMALL_LIMIT = 32 << 20
 

@@ -105,9 +105,12 @@ class Reader:
 
         def ask(client: S3Client) -> None:
             at = 0
-            for block in self._range(client, key, start, len(into), size, etag):
-                into[at : at + len(block)] = block
-                at += len(block)
+            try:
+                for block in self._range(client, key, start, len(into), size, etag):
+                    into[at : at + len(block)] = block
+                    at += len(block)
+            except _OtherSizeError as exc:
+                raise ShortRead(f"{exc} came where {size:,} are listed") from exc
 
         try:
             self._wire.call("GetObject", ask, guard=self._guard, key=key)
@@ -171,8 +174,8 @@ class Reader:
                 at += len(block)
 
 
-class _OtherSizeError(OffsiteError):
-    """The object has another size than it should."""
+class _OtherSizeError(Exception):
+    """Inner signal: the object has another size than it should."""
 
 
 def head(wire: Wire, guard: Guard, key: str) -> Head:

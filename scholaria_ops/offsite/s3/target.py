@@ -32,7 +32,7 @@ from scholaria_ops.offsite.base import (
 )
 from scholaria_ops.offsite.guard import Guard, side_by_side
 from scholaria_ops.offsite.s3 import listing
-from scholaria_ops.offsite.s3.errors import NoSuchObject, NotSupported
+from scholaria_ops.offsite.s3.errors import NoSuchObject, NoSuchUpload, NotSupported
 from scholaria_ops.offsite.s3.lanes import Lanes
 from scholaria_ops.offsite.s3.listing import Listed
 from scholaria_ops.offsite.s3.options import S3Options
@@ -231,9 +231,10 @@ class S3Target:
         """Remove multipart uploads that killed runs left: those in our ledger, and any below our prefix that is long abandoned."""
         done: list[str] = []
         with Guard(cancel, what=f"cleaning up in {self.where}") as guard:
-            entries = [e for e in self._ledger.entries(UPLOAD) if self._is_here(e)]
-            orphans = [e for e in entries if is_abandoned(e)]
-            alive = {str(e.facts["key"]) for e in entries} - {str(e.facts["key"]) for e in orphans}
+            entries = self._ledger.entries(UPLOAD)
+            # Whoever is alive is spared under whatever address it reaches the bucket.
+            alive = {str(e.facts["key"]) for e in entries if not is_abandoned(e)}
+            orphans = [e for e in entries if is_abandoned(e) and self._is_here(e)]
             known = {str(e.facts["upload_id"]): str(e.facts["key"]) for e in orphans if "upload_id" in e.facts}
             done += [self._aborted(key, "by the ledger") for upload_id, key in known.items() if abort(self._wire, guard, key, upload_id)]
             # Begun but killed before its id was written down: only its key and time are known.
@@ -248,8 +249,8 @@ class S3Target:
         abandoned = datetime.now(UTC) - timedelta(seconds=self._options.stale_upload_s)
         try:
             pending = list(listing.uploads(self._wire, guard, self._options.prefix))
-        except NotSupported:
-            return done
+        except (NotSupported, NoSuchUpload):
+            return done  # the service keeps no such list (rclone's endpoint answers so): nothing to find
         for upload in pending:
             ours = upload.key in unnamed or upload.initiated < abandoned
             if (
