@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import secrets
 import signal
 from collections.abc import Mapping, Sequence
@@ -43,12 +42,11 @@ _THROW_AWAY = {
     "max_wal_senders": "0",
     "checkpoint_timeout": "30min",
     "archive_mode": "off",
+    # It would compete with the restore and the measurements for no benefit.
+    "autovacuum": "off",
 }
-_IPC_RMID = 0
 #: Line of postmaster.pid that holds the status, and what stands there once connections are taken (as pg_ctl reads it).
 _STATUS_LINE = 7
-#: Line with key and id of the server's System V segment.
-_SHMEM_LINE = 6
 _READY = ("ready", "standby")
 
 
@@ -148,8 +146,10 @@ class PostgresServer(Server):
         self._private(password_file, self._password.encode())
         argv = [str(self._room.tools.require_pg("initdb")), "--pgdata", str(self.data), "--username=postgres"]
         argv += [f"--pwfile={password_file}", "--auth=scram-sha-256", "--encoding=UTF8", f"--locale={self._locale}"]
-        # Naming these two keeps initdb from finding them out by trying (0.1 s).
-        argv += ["--no-sync", "--no-instructions", "--set=max_connections=100", "--set=shared_buffers=128MB", *self._initdb_args]
+        argv += ["--no-sync", "--no-instructions"]
+        for setting in ("max_connections", "shared_buffers", "dynamic_shared_memory_type"):  # for initdb's own servers, too
+            argv.append(f"--set={setting}={_COMMON[setting]}")
+        argv += self._initdb_args
         try:
             self._run(argv)
         except ToolFailed as exc:
@@ -186,10 +186,6 @@ class PostgresServer(Server):
     def _forget(self) -> None:
         self._facts = None
 
-    def _sweep(self) -> None:
-        super()._sweep()
-        release_shared_memory(self.data)
-
     def _known(self) -> tuple[str, int]:
         if self._facts is None:
             with self.connect() as connection:
@@ -200,23 +196,6 @@ class PostgresServer(Server):
                 raise SandboxError(f"scratch server {self.name} does not tell its version")
             self._facts = (str(row[0]).split(maxsplit=1)[0], int(row[1]))
         return self._facts
-
-
-def release_shared_memory(data: Path) -> None:
-    """Give back the System V segment that a killed PostgreSQL leaves in the kernel (it is named in postmaster.pid).
-
-    Does nothing while anybody is attached to it, or when the segment is no longer the one of that server.
-    """
-    try:
-        key, segment = (data / "postmaster.pid").read_text().splitlines()[_SHMEM_LINE].split()
-        owner = data.stat().st_uid
-        rows = [line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
-    except (OSError, ValueError, IndexError):
-        return
-    for row in rows:
-        # key shmid perms size cpid lpid nattch uid …
-        if row[0] == key and row[1] == segment and row[6] == "0" and row[7] == str(owner):
-            ctypes.CDLL(None, use_errno=True).shmctl(int(segment), _IPC_RMID, None)
 
 
 def _quoted(value: str) -> str:

@@ -17,7 +17,7 @@ from scholaria_ops.cancel import CancelToken
 from scholaria_ops.errors import SandboxError
 from scholaria_ops.sandbox.home import Home, homes, unmarked
 from scholaria_ops.sandbox.identity import server_account
-from scholaria_ops.sandbox.postgres import PostgresServer, release_shared_memory
+from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.sandbox.redis import RdbSource, RedisServer
 from scholaria_ops.sandbox.s3 import Engine, S3Server
@@ -288,10 +288,8 @@ def _end_everything(home: Home) -> int:
                 os.kill(state["pid"], state["discard_signal"])
             _wait_while_running(state, Server.discard_patience_s)
             ended += 1
-    ended += end_stragglers(home.marker.nonce, home.data, {str(s["program"]) for s in states})
-    for state in states:
-        release_shared_memory(home.data / str(state["name"]) / "data")
-    return ended
+    pids = [int(s["pid"]) for s in states if s["pid"] is not None]
+    return ended + end_stragglers(home.marker.nonce, home.data, {str(s["program"]) for s in states}, ended_before=pids)
 
 
 def _wait_while_running(state: Mapping[str, Any], patience_s: float) -> None:

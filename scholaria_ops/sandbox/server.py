@@ -311,7 +311,9 @@ class Server(abc.ABC):
             program = self._program()
         except ToolMissing:
             return  # without its program it was never started
-        end_stragglers(f"{self.made_by_sandbox}/{self.name}", self.directory, {os.fspath(program.resolve())})
+        ended = (self.daemon.pid,) if self.daemon else ()
+        programs = {os.fspath(program.resolve())}
+        end_stragglers(f"{self.made_by_sandbox}/{self.name}", self.directory, programs, ended_before=ended)
         if self.daemon is not None:
             self.daemon = None
             self._forget()
