@@ -69,7 +69,7 @@ class BackupConfig(dg.Config):
 def take_backup(context: dg.AssetExecutionContext, config: BackupConfig, estate: Estate) -> Iterator[dg.MaterializeResult[None]]:
     set_id = context.partition_key
     with as_failure(), estate.services(context.log) as services:
-        request = BackupRequest(tier=check_tier(config.tier), note=config.note, requested_by=config.requested_by, run_id=context.run_id)
+        request = BackupRequest(tier=check_tier(config.tier), note=config.note, requested_by=config.requested_by, run_id=context.run.run_id)
         done = backup(services, set_id, request)
     for name in STORE_NAMES:
         yield dg.MaterializeResult(asset_key=backup_key(name), metadata=store_metadata(done.manifest, name))

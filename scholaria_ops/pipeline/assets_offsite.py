@@ -44,7 +44,7 @@ def ship_offsite(context: dg.AssetExecutionContext, config: OffsiteConfig, estat
             context.log.warning("No bucket is set (BACKUP_S3_BUCKET): this set exists in one place only. The step is skipped.")
             return
         entry = services.catalogue.find(context.partition_key)
-        shipped = ship(services, entry, reread=config.reread, run_id=context.run_id)
+        shipped = ship(services, entry, reread=config.reread, run_id=context.run.run_id)
     for warning in shipped.warnings:
         context.log.warning(warning)
     yield dg.MaterializeResult(asset_key=OFFSITE, metadata=shipped_metadata(shipped))

@@ -38,7 +38,7 @@ class RehearsalConfig(dg.Config):
 def restored(context: dg.AssetExecutionContext, config: RehearsalConfig, estate: Estate) -> dg.MaterializeResult[None]:
     with as_failure(), estate.services(context.log) as services:
         report = rehearse(
-            services, context.partition_key, source=check_source(config.source), keep=parse_period(config.keep), run_id=context.run_id
+            services, context.partition_key, source=check_source(config.source), keep=parse_period(config.keep), run_id=context.run.run_id
         )
         push_records(services, report.set_id)
     if report.kept_file:

@@ -49,8 +49,9 @@ def verified(
     context: dg.AssetExecutionContext, config: VerifyConfig, estate: Estate
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     with as_failure(), estate.services(context.log) as services:
+        level = check_level(config.level)
         entry = services.catalogue.find(context.partition_key)
-        report = verify(services, entry, check_level(config.level), run_id=context.run_id)
+        report = verify(services, entry, level, run_id=context.run.run_id)
     yield from check_results(report)
     with as_failure():
         report.raise_if_failed()

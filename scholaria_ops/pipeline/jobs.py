@@ -60,7 +60,7 @@ class FetchConfig(dg.Config):
 @dg.op(description="Brings a set back from the offsite place into BACKUP_DIR, every byte checked.")
 def fetch_set(context: dg.OpExecutionContext, config: FetchConfig, estate: Estate) -> None:
     with as_failure(), estate.services(context.log) as services:
-        entry = fetch(services, offsite_id(services, config.set_id), run_id=context.run_id)
+        entry = fetch(services, offsite_id(services, config.set_id), run_id=context.run.run_id)
         sync_catalogue(services, context.instance)
     if entry.set:
         context.add_output_metadata(set_metadata(entry.set.manifest, str(entry.directory)))
@@ -81,7 +81,9 @@ class BackupNowConfig(dg.Config):
 @dg.op(description="Mints the id of a new set; the backup run of that id follows within seconds.")
 def mint_backup_id(context: dg.OpExecutionContext, config: BackupNowConfig, estate: Estate) -> None:
     with as_failure(), estate.services(context.log) as services:
-        request = BackupRequest(tier=check_tier(config.tier), note=config.note, requested_by="backup_now in Dagster", run_id=context.run_id)
+        request = BackupRequest(
+            tier=check_tier(config.tier), note=config.note, requested_by="backup_now in Dagster", run_id=context.run.run_id
+        )
         set_id = reserve(services, request, taken=known_partitions(context.instance))
     add_partition(context.instance, set_id)
     context.log.info("Set %s is requested; its run of the job `backup` starts within seconds.", set_id)

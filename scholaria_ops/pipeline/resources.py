@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
-from pathlib import Path
 
 import dagster as dg
 
@@ -53,13 +52,14 @@ class _Both:
 
 
 class Estate(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's own base is generic in a type nobody names
-    """The operators' stores and backup directory, as the settings name them."""
+    """The operators' stores and backup directory, as the settings name them.
 
-    env_file: str = ""
+    It has no configuration on purpose: what a run is given in the UI may never say where stores or directories are.
+    """
 
     def settings(self) -> Settings:
         """Read the settings anew: an edited ``.env`` is in force from the next run on."""
-        return load_settings(env_file=Path(self.env_file) if self.env_file else None)
+        return load_settings()
 
     @contextlib.contextmanager
     def services(self, log: logging.Logger) -> Iterator[Services]:

@@ -80,7 +80,6 @@ def run_job(
     partition: str | None = None,
     config: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
-    resources: Mapping[str, Any] | None = None,
 ) -> str:
     """Run one job to its end in this process and return its run id.
 
@@ -98,7 +97,6 @@ def run_job(
                 partition_key=partition,
                 run_config=run_config,
                 tags={**_REPOSITORY_TAG, "scholaria/started_by": f"command line, {whoami()}", **(tags or {})},
-                resources=resources,
             )
     except dg.Failure as exc:
         if isinstance(exc.__cause__, OpsError):

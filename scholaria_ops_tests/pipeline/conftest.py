@@ -10,11 +10,11 @@ import dagster as dg
 import pytest
 
 from scholaria_ops.definitions import defs
-from scholaria_ops.pipeline.resources import Estate
 from scholaria_ops.pipeline.runner import run_job
 from scholaria_ops.progress import Silent
 from scholaria_ops.sandbox.sample import SampleStack
 from scholaria_ops.sandbox.tools import Tools
+from scholaria_ops.settings import ENV_FILE_VARIABLE
 from scholaria_ops_tests.operations.support import environment
 
 JobRunner = Callable[..., str]
@@ -30,8 +30,9 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 
 @pytest.fixture
-def env_file(sample_stack: SampleStack, tools: Tools, tmp_path: Path) -> Path:
-    """An operator's settings file for the sample; append to it to change a setting."""
+def env_file(sample_stack: SampleStack, tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An operator's settings file for the sample, in force; append to it to change a setting."""
+    monkeypatch.setenv(ENV_FILE_VARIABLE, str(tmp_path / "ops.env"))
     path = tmp_path / "ops.env"
     path.write_text("".join(f"{k}={v}\n" for k, v in environment(sample_stack, tools, tmp_path / "backups").items()))
     return path
@@ -42,9 +43,6 @@ def run(instance: dg.DagsterInstance, env_file: Path) -> JobRunner:
     """Run a job of the code location in this process, as the command line does."""
 
     def go(job: str, *, partition: str | None = None, config: dict[str, Any] | None = None) -> str:
-        estate = Estate(env_file=str(env_file))
-        return run_job(
-            defs.resolve_job_def(job), instance, progress=Silent(), partition=partition, config=config, resources={"estate": estate}
-        )
+        return run_job(defs.resolve_job_def(job), instance, progress=Silent(), partition=partition, config=config)
 
     return go

@@ -47,7 +47,7 @@ def test_a_backup_run_fills_a_partition_with_cells_and_metadata(instance: dg.Dag
     for name, kind in {"size_bytes": int, "duration_s": float, "throughput_mb_s": float, "rows": int, "keys": int, "points": int}.items():
         assert isinstance(sealed[name].value, kind), name
         assert sealed[name].value > 0, name
-    assert {r.data["store"] for r in sealed["components"].value} == set(STORES)
+    assert {r.data["store"] for r in sealed["components"].records} == set(STORES)
     assert set_id in sealed["summary"].value
     directory = Path(sealed["path"].value)
     assert directory.is_dir()
@@ -154,7 +154,7 @@ def test_bad_run_config_is_answered_with_what_is_right(env_file: Path, run: JobR
 def test_backup_now_mints_an_id_and_the_sensor_starts_its_run_once(instance: dg.DagsterInstance, env_file: Path, run: JobRunner) -> None:
     run("backup_now", config={"mint_backup_id": {"config": {"tier": "weekly", "note": "a [bracketed] note"}}})
     (set_id,) = known_partitions(instance)
-    estate = Estate(env_file=str(env_file))
+    estate = Estate()
     with dg.build_sensor_context(instance=instance) as context:
         result = requested_backups(context, estate=estate)
     assert isinstance(result, dg.SensorResult)
@@ -173,11 +173,10 @@ def test_sync_rebuilds_the_index_on_a_new_machine_and_forgets_what_is_gone(env_f
     run("backup", partition=set_id)
     home = tmp_path / "another"
     home.mkdir()
-    estate = Estate(env_file=str(env_file))
     with dg.DagsterInstance.local_temp(str(home)) as fresh:
         job = defs.resolve_job_def("sync")
         for _ in range(2):
-            assert job.execute_in_process(instance=fresh, resources={"estate": estate}).success
+            assert job.execute_in_process(instance=fresh, resources={"estate": Estate()}).success
             assert known_partitions(fresh) == {set_id}
             for key in (*(("backup", s) for s in STORES), ("backup", "sealed"), ("backup", "verified")):
                 assert set_id in fresh.get_materialized_partitions(dg.AssetKey(list(key))), key
@@ -185,7 +184,7 @@ def test_sync_rebuilds_the_index_on_a_new_machine_and_forgets_what_is_gone(env_f
         assert len(count) == 1, "a second sync reports nothing again"
         found = Catalogue(load_settings({}, env_file=env_file).backup_dir).find(set_id)
         found.directory.rename(tmp_path / "moved-away")
-        assert job.execute_in_process(instance=fresh, resources={"estate": estate}).success
+        assert job.execute_in_process(instance=fresh, resources={"estate": Estate()}).success
         assert known_partitions(fresh) == frozenset()
 
 
@@ -212,6 +211,13 @@ def test_f23_no_secret_is_in_any_event_file_or_manifest(
                 for secret in secrets:
                     assert secret.encode() not in data, f"a secret is in {path}"
     assert read > 15
+
+
+def test_run_config_can_name_no_path_and_no_address() -> None:
+    """The open-source UI knows no users: whoever reaches it may not point a run at another directory or server."""
+    for job in defs.resolve_all_job_defs():
+        schema = str(job.run_config_schema.config_type.fields["resources"].config_type.fields["estate"].config_type.__dict__)  # type: ignore[attr-defined]
+        assert "env_file" not in schema, job.name
 
 
 def test_lineage_begins_at_the_live_stores() -> None:
