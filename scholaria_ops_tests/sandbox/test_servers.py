@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from redis.retry import Retry
 
 from scholaria_ops.cancel import CancelToken
 from scholaria_ops.connections import QdrantConnection, RedisConnection
-from scholaria_ops.errors import Cancelled, SandboxError
+from scholaria_ops.errors import Cancelled, SandboxError, ToolMissing
 from scholaria_ops.process import is_alive
 from scholaria_ops.sandbox.home import Marker
 from scholaria_ops.sandbox.identity import server_account
@@ -336,3 +337,24 @@ def test_a_configuration_value_cannot_smuggle_in_another_line(box: Sandbox) -> N
         box.redis(name="smuggle", config={"maxmemory": "1mb\nrequirepass x"})
     with pytest.raises(SandboxError, match="one line"):
         box.postgres(name="smuggle-pg", settings={"work_mem": "1MB'\nport = 1"})
+
+
+def test_a_missing_program_is_told_before_anything_is_left(tmp_path: Path) -> None:
+    with Sandbox(tmp_path, Tools()) as box:
+        with pytest.raises(ToolMissing, match="redis-server"):
+            box.redis()
+        with pytest.raises(ToolMissing, match=r"postgres.*PG_BIN_DIR"):
+            box.postgres()
+        data = box.servers["redis"].directory.parent
+    assert not data.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sandbox_may_be_used_and_closed_in_another_thread(tools: Tools, tmp_path: Path) -> None:
+    def use() -> str:
+        with Sandbox(tmp_path, tools) as box:
+            return box.redis().version
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(job.result() for job in [pool.submit(use), pool.submit(use)])
+    assert list(tmp_path.iterdir()) == []
