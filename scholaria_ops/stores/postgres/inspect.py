@@ -16,8 +16,6 @@ from scholaria_ops.stores.postgres.globals_file import created_roles
 from scholaria_ops.stores.postgres.programs import Programs
 
 _SHOWN = 5
-#: What ``pg_restore`` says of an archive that is beyond it, as opposed to damaged.
-_BEYOND = ("does not support compression", "unsupported version")
 
 
 def require(artifacts: Sequence[Artifact], kind: str) -> Artifact:
@@ -77,12 +75,20 @@ def _archive_checks(directory: Path, artifacts: Sequence[Artifact], evidence: Po
         yield Check("archive", None, f"needs pg_restore {evidence.server_version.partition('.')[0]} or newer: {exc.message}")
         return
     except (ToolFailed, VerificationFailed) as exc:
-        beyond = isinstance(exc, ToolFailed) and any(words in exc.stderr_tail for words in _BEYOND)
+        beyond = isinstance(exc, ToolFailed) and _is_beyond(exc, artifact, evidence, programs)
         prefix = "needs another pg_restore: " if beyond else ""
         yield Check("archive", None if beyond else False, prefix + " ".join(exc.message.split()))
         return
     yield Check("archive", True, f"read in full by pg_restore {inventory.read_with}", {"sql_bytes": inventory.sql_bytes})
     yield from _against_evidence(evidence, inventory)
+
+
+def _is_beyond(exc: ToolFailed, artifact: Artifact, evidence: PostgresEvidence, programs: Programs) -> bool:
+    """Whether this ``pg_restore`` is too old for the archive, or built without its compression; else the archive is damaged."""
+    if "does not support compression" in exc.stderr_tail:
+        return artifact.compression in exc.stderr_tail
+    made_for = int(evidence.archive.read_with.partition(".")[0]) if evidence.archive else evidence.server_version_num // 10000
+    return "unsupported version" in exc.stderr_tail and programs.version("pg_restore").major < made_for
 
 
 def _against_evidence(evidence: PostgresEvidence, inventory: ArchiveInventory) -> Iterator[Check]:

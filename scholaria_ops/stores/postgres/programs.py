@@ -16,7 +16,7 @@ from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import ToolFailed, ToolMissing
 from scholaria_ops.files import BLOCK
 from scholaria_ops.process import Pipe, pipe, run
-from scholaria_ops.sandbox.identity import may_execute, server_account
+from scholaria_ops.sandbox.identity import may_execute, may_traverse, server_account
 from scholaria_ops.sandbox.tools import Tools
 
 _VERSION = re.compile(r"\) (\d+)(?:\.(\d+))?")
@@ -61,7 +61,7 @@ class Programs:
         """
         program = self.tools.require_pg("pg_restore")
         account = server_account() if unprivileged else None
-        if account is not None and not may_execute(program, account):
+        if account is not None and not (may_traverse(program.parent, account) and may_execute(program, account)):
             account = None
         env = {**self.tools.pg_env, "LC_ALL": "C", "HOME": "/"}
         uid, gid = (account.uid, account.gid) if account else (None, None)
