@@ -171,7 +171,7 @@ def test_a_target_that_runs_out_of_memory_fails_the_load(box: Sandbox, backup: B
         backup.store.load(backup.directory, backup.dump.artifacts, modest, target, context_factory())
 
 
-def test_f38_evicted_keys_fail_the_load(box: Sandbox, backup: Backup, context_factory: ContextFactory) -> None:
+def test_evicted_keys_fail_the_load(box: Sandbox, backup: Backup, context_factory: ContextFactory) -> None:
     (line,) = (x for x in commands(box.redis(name="idle"), ("INFO", "memory"))[0].splitlines() if x.startswith(b"used_memory:"))
     limit = int(line.partition(b":")[2]) + 100_000
     target = box.redis(name="target", config={"maxmemory": str(limit), "maxmemory-policy": "allkeys-lru"})

@@ -116,17 +116,9 @@ def test_the_least_privileged_user_of_the_hint_is_enough(box: Sandbox, tmp_path:
 
 
 @pytest.mark.parametrize("missing", ["+sync", "+info", "+replconf", "+ping"])
-def test_a_missing_permission_is_named_with_the_line_that_gives_it(
-    box: Sandbox, tmp_path: Path, context_factory: ContextFactory, missing: str
-) -> None:
+def test_a_missing_permission_is_named_with_the_line_that_gives_it(box: Sandbox, context_factory: ContextFactory, missing: str) -> None:
     server = box.redis(config={"repl-diskless-sync-delay": "0"})
-    connection = limited(server, ACL_RULES.replace(missing, ""))
-    if missing != "+replconf":
-        error = preflight_error(connection, context_factory)
-    else:
-        with pytest.raises(Refused) as caught:
-            take(connection, context_factory(), tmp_path / "set", sync_mode="socket")
-        error = caught.value
+    error = preflight_error(limited(server, ACL_RULES.replace(missing, "")), context_factory)
     assert isinstance(error, Refused)
     assert missing[1:].upper() in error.message
     assert error.hint == acl_hint()
@@ -255,6 +247,16 @@ def test_too_little_memory_or_disk_here_is_refused(context_factory: ContextFacto
     assert "bytes of disk" in error.message
     with pytest.raises(Refused, match="bytes of memory"):
         preflight_module._refuse_memory(1 << 60)
+
+
+def test_a_container_s_memory_limit_counts(tmp_path: Path) -> None:
+    whole = preflight_module.available_memory(tmp_path)
+    assert whole > 1 << 20
+    for name, text in (("memory.max", "5000000\n"), ("memory.current", "3000000\n"), ("memory.stat", "anon 1\ninactive_file 500000\n")):
+        (tmp_path / name).write_text(text)
+    assert preflight_module.available_memory(tmp_path) == 2_500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert preflight_module.available_memory(tmp_path) > 2_500_000
 
 
 class _Stop(Silent):

@@ -130,16 +130,15 @@ def acl_users(wire: Wire) -> tuple[str, ...] | None:
 
 
 def may_sync(wire: Wire) -> None:
-    """Raise unless this user may run SYNC here. Nothing is started on the server.
+    """Raise unless this user may run REPLCONF and SYNC here. Nothing is started on the server.
 
     A SYNC that arrives while the reply to an earlier command is still unsent is refused by the command itself, that is
     *after* the checks of name and permission that we are after (``syncCommand``, "invalid with pending output").
     """
-    ping, sync = wire.batch([("PING",), ("SYNC",)])
-    if isinstance(ping, ServerError):
-        raise meaning(str(ping), wire.where, "PING")
-    if isinstance(sync, ServerError) and "pending output" not in str(sync):
-        raise meaning(str(sync), wire.where, "SYNC")
+    replconf, ping, sync = wire.batch([("REPLCONF", "capa", "eof"), ("PING",), ("SYNC",)])
+    for name, reply in (("REPLCONF", replconf), ("PING", ping), ("SYNC", sync)):
+        if isinstance(reply, ServerError) and "pending output" not in str(reply):
+            raise meaning(str(reply), wire.where, name)
 
 
 def version_tuple(version: str) -> tuple[int, ...]:

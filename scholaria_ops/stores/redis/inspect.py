@@ -121,7 +121,10 @@ def _inner(scratch: Scratch, evidence: RedisEvidence, ctx: Context) -> list[Chec
     except UnreadableRdb as exc:
         return [Check(LOADS, False, exc.message)]
     loads = Check(LOADS, True, f"redis-server {scratch.version} loaded {keys:,} keys", {"keys": keys, "seconds": scratch.seconds["load"]})
-    found = measure(scratch, Windows(evidence.window_origin), ctx, like=evidence, rules=())
+    try:
+        found = measure(scratch, Windows(evidence.window_origin), ctx, like=evidence, rules=())
+    except VerificationFailed as exc:
+        return [loads, Check(CONTENT, False, str(exc))]
     return [loads, _content(evidence, found, scratch)]
 
 

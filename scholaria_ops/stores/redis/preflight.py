@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scholaria_ops.connections import RedisConnection
 from scholaria_ops.errors import Refused, StoreUnavailable
+from scholaria_ops.sandbox.identity import server_account
 from scholaria_ops.stores.base import Context, Facts
 from scholaria_ops.stores.redis.info import ServerInfo, acl_users, local_version, look, may_sync, newer_than_local
 from scholaria_ops.stores.redis.sync import SyncMode, choose_form
@@ -83,25 +84,38 @@ def refuse_unfit(info: ServerInfo, where: str) -> None:
 
 
 def _refuse_disk(dataset: int, scratch: Path) -> None:
-    free = shutil.disk_usage(scratch).free
-    if free < dataset * _DISK_FACTOR:
-        raise Refused(
-            f"the scratch server needs about {dataset * _DISK_FACTOR:,} bytes of disk in {scratch}, {free:,} are free",
-            store="redis",
-            hint="Free space there: without a scratch server the backup cannot be measured.",
-        )
+    # As root the scratch server runs under another account, which may not be let into our own directory.
+    for place in (scratch, *((Path("/var/tmp"),) if server_account() else ())):  # noqa: S108
+        free = shutil.disk_usage(place).free
+        if free < dataset * _DISK_FACTOR:
+            raise Refused(
+                f"the scratch server needs about {dataset * _DISK_FACTOR:,} bytes of disk in {place}, {free:,} are free",
+                store="redis",
+                hint="Free space there: without a scratch server the backup cannot be measured.",
+            )
 
 
 def _refuse_memory(dataset: int) -> None:
-    import psutil
-
-    available = psutil.virtual_memory().available
+    available = available_memory()
     if available < dataset * _MEMORY_FACTOR:
         raise Refused(
             f"the scratch server needs about {int(dataset * _MEMORY_FACTOR):,} bytes of memory, {available:,} are available",
             store="redis",
             hint="Run the backup on a host with more memory: the evidence is measured from the loaded RDB.",
         )
+
+
+def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that a new process may take: what the host has, within the container's limit where there is one."""
+    import psutil
+
+    available: int = psutil.virtual_memory().available
+    try:
+        limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
+        reclaimable = dict(line.split() for line in (group / "memory.stat").read_text().splitlines()).get("inactive_file", "0")
+    except (OSError, ValueError):
+        return available  # no limit that we could see
+    return available if limit == "max" else min(available, int(limit) - used + int(reclaimable))
 
 
 def _details(info: ServerInfo, local: str, form: str, users: tuple[str, ...] | None) -> dict[str, str]:

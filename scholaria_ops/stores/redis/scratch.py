@@ -34,6 +34,9 @@ _MANIFEST = f"file {_BASE} seq 1 type b\n"
 #: For a source that does not tell how many databases it has.
 _MANY_DATABASES = 4096
 _FOLLOW_S = 0.003
+#: Nothing of an RDB needs these; they are taken away in case commands hide behind its end, where an append-only file
+#: would have them. (Protected settings and modules are off by default.)
+_TAKEN_AWAY = ("CONFIG", "MODULE", "REPLICAOF", "SLAVEOF", "MIGRATE", "ACL", "SAVE", "BGSAVE", "FAILOVER", "CLUSTER", "MONITOR")
 #: An RDB names its database in 32 bits: no more databases than this are ever made for one (4 KB each).
 _MAX_DATABASES = 65536
 
@@ -61,6 +64,7 @@ class Scratch:
             stack.enter_context(self._box)
             self.server: RedisServer = self._box.redis(
                 tcp=False,
+                extra_args=[word for name in _TAKEN_AWAY for word in ("--rename-command", name, "")],
                 config={
                     "databases": str(self._databases),
                     "appendonly": "no",
@@ -163,7 +167,8 @@ class Scratch:
         while True:
             done = not self.rewriting()
             # The child renames its file twice: a name may be gone by the time we open it, the open file stays.
-            names = [*data.glob("temp-rewriteaof-*.aof"), *(self._append_dir.glob("*.base.aof") if done else ())]
+            finished = sorted(self._append_dir.glob("*.base.aof"), key=_sequence, reverse=True) if done else []
+            names = [*data.glob("temp-rewriteaof-*.aof"), *finished[:1]]
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
                     return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -205,6 +210,11 @@ class Scratch:
         with contextlib.suppress(OSError):
             return self.server.log.read_text("utf-8", "replace").splitlines()[-15:]
         return []
+
+
+def _sequence(path: Path) -> int:
+    """``appendonly.aof.<sequence>.base.aof``"""
+    return int(path.name.split(".")[-3])
 
 
 class Spool:

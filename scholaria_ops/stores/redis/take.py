@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from scholaria_ops.catalogue.evidence.redis import RedisEvidence
 from scholaria_ops.connections import RedisConnection
-from scholaria_ops.errors import Refused, SandboxError
+from scholaria_ops.errors import Refused, VerificationFailed
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.redis.artifact import Raw, rdb_version, read_header
 from scholaria_ops.stores.redis.info import ServerInfo, look
@@ -114,8 +114,8 @@ def measure(
     with scratch.commands() as file:
         found.read(file.blocks(), lambda keys: ctx.progress.advance("redis: evidence", keys))
     if found.total != held:
-        raise SandboxError(
-            f"the scratch Redis holds {held:,} keys but wrote {found.total:,}", hint="Please report this: it must not happen."
+        raise VerificationFailed(
+            f"the scratch Redis holds {held:,} keys but wrote {found.total:,}", store="redis", hint="The RDB is not what a Redis writes."
         )
     ctx.progress.finish("redis: evidence", f"{found.total:,} keys")
     return found
