@@ -1,0 +1,227 @@
+"""The dump: a snapshot of every collection, close together in time, each measured from the very file that was stored."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from scholaria_ops.cancel import CancelToken
+from scholaria_ops.catalogue.artifacts import Artifact
+from scholaria_ops.catalogue.evidence.qdrant import CollectionEvidence, QdrantEvidence
+from scholaria_ops.connections import QdrantConnection
+from scholaria_ops.errors import StoreError
+from scholaria_ops.files import make_private_dir, write_private
+from scholaria_ops.stores.base import Context, Dump
+from scholaria_ops.stores.qdrant.load import alias_actions
+from scholaria_ops.stores.qdrant.measure import Limits, Look, aliases_of, collections_of, measure_collection
+from scholaria_ops.stores.qdrant.names import file_name
+from scholaria_ops.stores.qdrant.points import RestSource
+from scholaria_ops.stores.qdrant.preflight import largest_expected, whole_node
+from scholaria_ops.stores.qdrant.rest import NotFound, Rest
+from scholaria_ops.stores.qdrant.scratch import Scratch, unfit
+from scholaria_ops.stores.qdrant.snapshot import ServerSnapshot, make
+
+#: At most so many of our snapshots stand on the server at once: each takes the size of its collection there.
+_ON_SERVER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a dump is made. ``timeout_s`` bounds one request for a snapshot and one silence during a download."""
+
+    gzip: bool = False
+    limits: Limits = field(default_factory=Limits)
+    timeout_s: float = 1800.0
+
+
+def dump(connection: QdrantConnection, into: Path, set_id: str, ctx: Context, options: Options) -> Dump[QdrantEvidence]:
+    """See :meth:`scholaria_ops.stores.base.Store.dump`."""
+    started = datetime.now(UTC)
+    with contextlib.ExitStack() as stack:
+        inner = replace(ctx, cancel=stack.enter_context(_linked(ctx.cancel)))
+        names = _names(connection, inner)
+        cluster = whole_node(connection, inner, names)
+        rest = stack.enter_context(Rest(cluster.node, cancel=inner.cancel))
+        problem = unfit(inner.tools, rest.version)
+        scratch = None if problem else stack.enter_context(Scratch(inner, largest=largest_expected(rest, names)))
+        directory = make_private_dir(into / f"qdrant_{set_id}")
+        run = _Run(rest, scratch, directory, set_id, inner, options)
+        warnings = [f"evidence measured on the live server: {problem}"] if problem else []
+        artifacts, collections = run.all_of(names)
+        aliases = aliases_of(rest)
+        appeared = sorted(set(collections_of(rest)) - collections.keys())
+        if appeared:
+            warnings.append(f"collections made during the backup are not in it: {', '.join(appeared)}")
+        written = write_private(
+            directory / "aliases.json", json.dumps(alias_actions(aliases), ensure_ascii=False, indent=1).encode() + b"\n"
+        )
+        listing = Artifact(
+            store="qdrant", kind="aliases", path=f"{directory.name}/aliases.json", size_bytes=written.size, sha256=written.sha256
+        )
+        cuts = [one.snapshot.requested_at for one in collections.values() if one.snapshot]
+        evidence = QdrantEvidence(
+            server_version=rest.version,
+            cut_at=max(cuts, default=run.cut_at),
+            collections=collections,
+            aliases=aliases,
+            measured_on="live" if scratch is None else "snapshot",
+            measured_by=rest.version if scratch is None else scratch.version,
+            exact=scratch is not None or all(_quiet(one) for one in collections.values()),
+            seed=set_id,
+            cluster=f"{cluster.peers} peers" if cluster.peers else "disabled",
+        )
+        return Dump(
+            artifacts=(*artifacts, listing),
+            evidence=evidence,
+            started_at=started,
+            finished_at=datetime.now(UTC),
+            tool_versions={} if scratch is None else {"qdrant": scratch.version},
+            warnings=(*warnings, *run.warnings),
+        )
+
+
+def _names(connection: QdrantConnection, ctx: Context) -> list[str]:
+    with Rest(connection, cancel=ctx.cancel) as rest:
+        return collections_of(rest)
+
+
+@contextlib.contextmanager
+def _linked(outer: CancelToken) -> Iterator[CancelToken]:
+    """A token of our own, cancelled with the outer one: the first failure then ends our other thread at once."""
+    own = CancelToken()
+    with outer.on_cancel(lambda: own.cancel(outer.reason)):
+        yield own
+
+
+class _Run:
+    """One dump under way. This thread asks for snapshots; a second one downloads, removes and measures them."""
+
+    def __init__(self, rest: Rest, scratch: Scratch | None, directory: Path, set_id: str, ctx: Context, options: Options) -> None:
+        self._rest = rest
+        self._scratch = scratch
+        self._directory = directory
+        self._set_id = set_id
+        self._ctx = ctx
+        self._options = options
+        self._room = threading.BoundedSemaphore(_ON_SERVER)
+        self._failing = threading.Lock()
+        self._failure: BaseException | None = None
+        self.cut_at = datetime.now(UTC)
+        self.warnings: list[str] = []
+
+    def all_of(self, names: list[str]) -> tuple[list[Artifact], dict[str, CollectionEvidence]]:
+        """Artifacts and evidence of all collections, in the order of ``names``. Of several failures the first is raised."""
+        made: list[ServerSnapshot] = []
+        try:
+            results = self._both_threads(names, made)
+        except BaseException as exc:  # noqa: BLE001 - raised again: it, or what failed before it
+            raise self._note_failure(exc) from None
+        finally:
+            for snapshot in made:
+                self._remove(snapshot)
+        return [artifact for artifact, _ in results], {measured.name: measured for _, measured in results}
+
+    def _both_threads(self, names: list[str], made: list[ServerSnapshot]) -> list[tuple[Artifact, CollectionEvidence]]:
+        with concurrent.futures.ThreadPoolExecutor(1, "qdrant-dump") as pool:
+            try:
+                futures = []
+                self._ctx.at_the_cut()
+                self.cut_at = datetime.now(UTC)
+                for name in names:
+                    while not self._room.acquire(timeout=0.1):
+                        self._ctx.cancel.check()
+                    snapshot = self._make(name)
+                    if snapshot is not None:
+                        made.append(snapshot)
+                        futures.append(pool.submit(self._take_in, snapshot))
+                return [future.result() for future in futures]
+            except BaseException as exc:
+                self._note_failure(exc)  # before the pool waits for the other thread: this ends it
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _note_failure(self, error: BaseException) -> BaseException:
+        """Remember the first failure, and have both threads end. Returns that first one."""
+        with self._failing:
+            if self._failure is None:
+                self._failure = error
+        self._ctx.cancel.cancel("another part of the Qdrant backup failed")
+        return self._failure
+
+    def _make(self, name: str) -> ServerSnapshot | None:
+        try:
+            return make(self._rest, self._ctx, name, timeout_s=self._options.timeout_s)
+        except NotFound:
+            self._room.release()
+            if name in collections_of(self._rest):
+                raise
+            self.warnings.append(f"collection {name} was deleted during the backup and is not in it")
+            return None
+
+    def _take_in(self, snapshot: ServerSnapshot) -> tuple[Artifact, CollectionEvidence]:
+        """Download, remove from the server, measure (in the second thread)."""
+        try:
+            return self._downloaded(snapshot)
+        except BaseException as exc:
+            self._note_failure(exc)
+            raise
+
+    def _downloaded(self, snapshot: ServerSnapshot) -> tuple[Artifact, CollectionEvidence]:
+        ctx, options = self._ctx, self._options
+        name = file_name(snapshot.collection) + ".snapshot" + (".gz" if options.gzip else "")
+        task = f"qdrant: {snapshot.collection}"
+        ctx.progress.start(task, total=snapshot.made.size_bytes)
+        try:
+            artifact = snapshot.download(
+                self._directory / name,
+                gzip=options.gzip,
+                on_bytes=lambda count: ctx.progress.advance(task, count),
+                timeout_s=options.timeout_s,
+            )
+        finally:
+            self._remove(snapshot)
+            self._room.release()
+        measured = self._measure(snapshot, self._directory / name)
+        ctx.progress.finish(task, f"{measured.points:,} points")
+        return artifact, measured.model_copy(update={"snapshot": snapshot.facts})
+
+    def _measure(self, snapshot: ServerSnapshot, path: Path) -> CollectionEvidence:
+        look, limits, name = Look(self._set_id), self._options.limits, snapshot.collection
+        scratch = self._scratch
+        if scratch is None:
+            return measure_collection(self._rest, RestSource(self._rest), name, look, limits, moving=True)
+        try:
+            scratch.recover(path, name, compressed=self._options.gzip)
+            measured = measure_collection(scratch.rest, scratch.source, name, look, limits)
+        except StoreError as exc:
+            raise StoreError(
+                f"the snapshot that Qdrant made of collection {name!r} cannot be opened: {exc.message}",
+                hint="The collection's storage may be damaged. Look at the server's log; nothing was sealed.",
+                store="qdrant",
+            ) from exc
+        scratch.forget(name)
+        times = snapshot.times
+        if times.points_before == times.points_after != measured.points:
+            raise StoreError(
+                f"the snapshot of collection {name!r} holds {measured.points:,} points, while Qdrant served {times.points_before:,}",
+                hint="If points are being replaced right now, run again; if not, the snapshot is not whole: look at the server's log.",
+                store="qdrant",
+            )
+        return measured
+
+    def _remove(self, snapshot: ServerSnapshot) -> None:
+        left = snapshot.remove()
+        if left:
+            self.warnings.append(left)
+            self._ctx.log.warning("%s", left)
+
+
+def _quiet(measured: CollectionEvidence) -> bool:
+    made = measured.snapshot
+    return made is not None and made.live_points_before == made.live_points_after == measured.points

@@ -1,0 +1,147 @@
+"""All points of a collection, page by page, in canonical form: over REST from any server, or over gRPC from our own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from scholaria_ops.cancel import CancelToken
+from scholaria_ops.errors import StoreError, StoreUnavailable
+from scholaria_ops.stores.qdrant import canon, wire
+from scholaria_ops.stores.qdrant.canon import PointId
+from scholaria_ops.stores.qdrant.rest import Rest, at
+
+#: A page should weigh about this much on the wire: large enough to be fast, small enough to keep memory flat.
+_PAGE_BYTES = 6 << 20
+_MAX_PAGE = 10_000
+#: What a payload is taken for until it has been seen, and the text of a float in JSON.
+_PAYLOAD_BYTES = 2048
+_JSON_FLOAT_BYTES = 13
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point in canonical form; ``payload`` and ``vectors`` are empty when they were not asked for."""
+
+    id: PointId
+    payload: bytes
+    vectors: list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to read of a collection. ``floats`` is the expected number of vector components of a point; ``max_page`` a limit of its own."""
+
+    collection: str
+    payloads: bool
+    vectors: bool
+    floats: int = 0
+    max_page: int | None = None
+
+    def page(self, bytes_per_float: int) -> int:
+        weight = 24 + (_PAYLOAD_BYTES if self.payloads else 0) + (self.floats * bytes_per_float if self.vectors else 0)
+        return max(1, min(_PAGE_BYTES // weight, _MAX_PAGE, self.max_page or _MAX_PAGE))
+
+
+class Source(Protocol):
+    """Where points come from. ``fast_vectors`` says whether reading every vector costs little."""
+
+    fast_vectors: bool
+
+    def pages(self, wanted: Wanted) -> Iterator[list[Point]]:
+        """Every point exactly once, as the server orders them."""
+
+
+class RestSource:
+    """Points as JSON: works everywhere; a vector costs about 13 bytes and 0.1 µs per component."""
+
+    fast_vectors = False
+
+    def __init__(self, rest: Rest) -> None:
+        self._rest = rest
+
+    def pages(self, wanted: Wanted) -> Iterator[list[Point]]:
+        body: dict[str, Any] = {
+            "limit": wanted.page(_JSON_FLOAT_BYTES),
+            "with_payload": wanted.payloads,
+            "with_vector": wanted.vectors,
+        }
+        while True:
+            answer = self._rest.post(at(wanted.collection, "points", "scroll"), body, timeout_s=300)
+            yield [_from_json(record) for record in answer["points"]]
+            offset = answer.get("next_page_offset")
+            if offset is None:
+                return
+            body["offset"] = offset
+
+
+def _from_json(record: Mapping[str, Any]) -> Point:
+    vectors = canon.vectors_by_name(record.get("vector"))
+    return Point(
+        record["id"] if isinstance(record["id"], int) else str(record["id"]).lower(),
+        canon.payload(record.get("payload")),
+        [(name, canon.vector(found)) for name, found in vectors.items()],
+    )
+
+
+class GrpcSource:
+    """Points as protocol buffers, from a server on this host whose gRPC port is known.
+
+    The next page is under way while one is being looked at. Answers are asked for uncompressed: a server that may
+    compress does, and then needs thirty times as long (measured on loopback with vectors).
+    """
+
+    fast_vectors = True
+
+    def __init__(self, address: str, api_key: str, cancel: CancelToken | None = None) -> None:
+        self._address = address
+        self._metadata = (("api-key", api_key),) if api_key else ()
+        self._cancel = cancel
+
+    def pages(self, wanted: Wanted) -> Iterator[list[Point]]:
+        import grpc  # type: ignore[import-untyped]
+
+        size = wanted.page(5)
+        channel = grpc.insecure_channel(
+            self._address,
+            options=[
+                ("grpc.compression_enabled_algorithms_bitset", 1),
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.enable_http_proxy", 0),
+            ],
+        )
+        with contextlib.ExitStack() as stack:
+            stack.callback(channel.close)
+            if self._cancel is not None:
+                stack.enter_context(self._cancel.on_cancel(channel.close))
+            scroll = channel.unary_unary(wire.SCROLL, request_serializer=bytes, response_deserializer=bytes)
+
+            def ask(offset: PointId | None) -> Any:
+                request = wire.scroll_request(wanted.collection, limit=size, payload=wanted.payloads, vectors=wanted.vectors, offset=offset)
+                return scroll.future(request, timeout=300, metadata=self._metadata)
+
+            pending = ask(None)
+            while pending is not None:
+                answer = self._answer(pending, wanted.collection)
+                try:
+                    offset = wire.next_offset(answer)
+                    pending = None if offset is None else ask(offset)
+                    page = [Point(*found) for found in wire.points(answer)]
+                except wire.Malformed as exc:
+                    raise StoreError(f"the points of {wanted.collection!r} cannot be read: {exc}", store="qdrant") from exc
+                yield page
+
+    def _answer(self, pending: Any, collection: str) -> bytes:
+        import grpc
+
+        try:
+            found: bytes = pending.result()
+        except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as exc:
+            if self._cancel is not None:
+                self._cancel.check()
+            said = exc.details() if isinstance(exc, grpc.Call) else str(exc)
+            error = StoreUnavailable if isinstance(exc, grpc.Call) and exc.code() is grpc.StatusCode.UNAVAILABLE else StoreError
+            raise error(f"reading the points of {collection!r} from {self._address}: {said}", store="qdrant") from exc
+        return found
