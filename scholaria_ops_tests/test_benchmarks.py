@@ -1,0 +1,108 @@
+"""The benchmarks run to their end in small, write their report, and leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks import cases
+from benchmarks.measure import Series, rss_anon, steps
+from benchmarks.report import write_section
+from benchmarks.stage import PROJECT, require_room
+from scholaria_ops.errors import DiskFull
+from scholaria_ops.process import pipe, run
+from scholaria_ops.sandbox.tools import Tools
+
+_COMMENTARY = "## Commentary\n\nWritten by people.\n"
+
+
+def _bench(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks", *arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # about half a minute on two idle cores
+def test_every_case_runs_and_the_report_keeps_what_people_wrote(tmp_path: Path, tools: Tools) -> None:
+    report, work = tmp_path / "benchmarks.md", tmp_path / "work"
+    write_section(report, "speed", "the last table")
+    report.write_text(report.read_text() + _COMMENTARY)
+    finished = run(_bench("--quick", "--dir", str(work), "--report", str(report)), cwd=PROJECT, timeout_s=380)
+    text = report.read_text()
+    assert text.endswith(_COMMENTARY)
+    assert "the last table" not in text
+    shown = finished.stdout.decode()
+    for name in cases.ALL:
+        assert f"| {name} |" in text
+        assert name in shown
+    for phase in (
+        "custom_dump",
+        "redis_rdb_fast_gzip",
+        "∥ qdrant",
+        "verify (readable)",
+        "pg_restore",
+        "postgres load",
+        "transfer and proof",
+    ):
+        assert phase in text
+    assert not work.exists()
+
+
+def test_a_benchmark_that_is_told_to_stop_leaves_nothing(tmp_path: Path, tools: Tools) -> None:
+    work = tmp_path / "work"
+    with pipe(_bench("--quick", "--dir", str(work)), cwd=PROJECT) as running:
+        deadline = time.monotonic() + 60
+        while not (servers := _below(running.child.pid)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert servers, "no server was started"
+        os.kill(running.child.pid, signal.SIGINT)
+        assert running.child.wait(60) == 130
+    assert not work.exists()
+    psutil.wait_procs(servers, timeout=10)
+    assert not [p for p in servers if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def _below(pid: int) -> list[psutil.Process]:
+    """Its servers, once the third of them is up too."""
+    found = [child for child in psutil.Process(pid).children(recursive=True) if _is_server(child)]
+    return found if len(found) >= 3 else []
+
+
+def _is_server(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        command = process.cmdline() or [""]
+        return "--version" not in command and Path(command[0].partition(" ")[0]).name in {"postgres", "redis-server", "qdrant"}
+    return False
+
+
+def test_too_little_room_is_refused_with_what_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match=r"needs about 9,?000,?00\d+\.\d GB"):
+        require_room(tmp_path, 1_000_000.0)
+
+
+def test_a_second_section_stands_beside_the_first(tmp_path: Path) -> None:
+    report = tmp_path / "docs" / "benchmarks.md"
+    write_section(report, "speed", "fast")
+    write_section(report, "memory", "small")
+    write_section(report, "speed", "faster")
+    text = report.read_text()
+    assert text.index("faster") < text.index("small") < text.index("## Commentary")
+    assert text.count("written by make bench") == 2
+
+
+def test_steps_of_a_script_are_read_and_other_lines_passed_over() -> None:
+    assert steps("hello\nstep dump 1.250\nstep check 0.010\n") == {"dump": 1.25, "check": 0.01}
+
+
+def test_anonymous_memory_of_this_process_is_seen() -> None:
+    before = rss_anon(os.getpid())
+    ballast = bytearray(os.urandom(1)) * (32 << 20)
+    assert rss_anon(os.getpid()) - before > 24 << 20
+    assert len(ballast) == 32 << 20
+    assert Series("nothing").peak_anon == 0
