@@ -465,12 +465,25 @@ def _rewrite(pattern: bytes, replacement: bytes) -> faults.Action:
         _rewrite(rb"<NextContinuationToken>.*</NextContinuationToken>", b""),
         _rewrite(rb"<IsTruncated>false</IsTruncated>", b"<IsTruncated>true</IsTruncated>"),
         _rewrite(rb"<Key>house/scholaria/", b"<Key>another/place/"),
+        _rewrite(rb"<Contents>.*?</Contents>", b""),
     ],
 )
 def test_f62_a_listing_that_contradicts_itself_is_an_error(target: S3Target, proxy: FaultProxy, action: faults.Action) -> None:
     proxy.rules.insert(0, faults.Rule("ListObjectsV2", action))
     with pytest.raises(OffsiteError, match="cannot be trusted"):
         target.list_sets(cancel=CANCEL)
+
+
+@pytest.mark.parametrize("body", [b"<html><body>Please log in</body></html>", b"", b"<!DOCTYPE html><p>unclosed", b"{}"])
+def test_f62_a_page_that_is_no_listing_is_never_an_empty_bucket(target: S3Target, proxy: FaultProxy, body: bytes) -> None:
+    """A login page of some network in between answers 200 to everything."""
+    for operation in ("ListObjectsV2", "ListMultipartUploads"):
+        proxy.on(operation, lambda exchange: exchange.reply(faults.Answer(200, [("Content-Type", "text/html")], body)))
+    for ask in (target.list_sets, target.get_records, target.reap):
+        with pytest.raises(OffsiteError):
+            ask(cancel=CANCEL)
+    with pytest.raises(OffsiteError):
+        target.delete_set(NAME, cancel=CANCEL)
 
 
 def test_f62_keys_that_leave_their_set_are_an_error(make_target: TargetFactory, bucket: Bucket, tmp_path: Path) -> None:

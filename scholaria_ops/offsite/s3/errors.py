@@ -111,6 +111,10 @@ _HINTS = {
     "InvalidObjectState": "The object was moved to an archive class; request its restore in the provider's console, then try again.",
     "InvalidStorageClass": "Set BACKUP_S3_STORAGE_CLASS to one that this service knows, for example STANDARD.",
     "EntityTooLarge": "Lower the part size to what this service takes.",
+    **dict.fromkeys(
+        ("MissingContentLength", "NotImplemented", "XAmzContentSHA256Mismatch", "InvalidTrailer", "MalformedTrailerError"),
+        "If this service does not take checksum headers, set BACKUP_S3_CHECKSUMS=when_required.",
+    ),
     "QuotaExceeded": "Free space there or raise the quota.",
 }
 _DENIED_HINT = "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the permissions on this bucket and prefix."
@@ -133,6 +137,7 @@ def _status(exc: BaseException) -> int:
 def kind_of(exc: BaseException) -> Kind:
     """What this failure calls for."""
     from botocore import exceptions as bx
+    from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
     if isinstance(exc, bx.ClientError):
@@ -142,9 +147,7 @@ def kind_of(exc: BaseException) -> Kind:
     if isinstance(exc, (bx.SSLError, bx.ProfileNotFound, bx.ParamValidationError, bx.NoRegionError, bx.ConfigNotFound, ValueError)):
         return Kind.CONFIG
     network = (bx.HTTPClientError, bx.ConnectionError, bx.IncompleteReadError, bx.ReadTimeoutError, bx.ResponseStreamingError)
-    if isinstance(exc, (*network, bx.FlexibleChecksumError, HTTPError, OSError, ShortRead)):
-        return Kind.RETRY
-    return Kind.RETRY if type(exc).__name__ == "ResponseParserError" else Kind.OTHER
+    return Kind.RETRY if isinstance(exc, (*network, ResponseParserError, HTTPError, OSError, ShortRead)) else Kind.OTHER
 
 
 def _kind_of_reply(exc: BaseException) -> Kind:

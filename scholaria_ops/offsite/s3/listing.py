@@ -47,6 +47,9 @@ def objects(wire: Wire, guard: Guard, prefix: str) -> Iterator[Listed]:
             return client.list_objects_v2(Bucket=bucket, Prefix=prefix, **more)
 
         page = wire.call("ListObjectsV2", ask, guard=guard, key=prefix)
+        _require_listing(wire, prefix, page, ("Name", "IsTruncated"))
+        if page.get("KeyCount", len(page.get("Contents", ()))) != len(page.get("Contents", ())):
+            raise _broken(wire, prefix, "it names another number of keys than it counts")
         for found in page.get("Contents", ()):
             if found["Key"] in seen or not found["Key"].startswith(prefix):
                 raise _broken(wire, prefix, f"it named {found['Key']!r} where that cannot be")
@@ -71,6 +74,7 @@ def uploads(wire: Wire, guard: Guard, prefix: str) -> Iterator[Pending]:
             return client.list_multipart_uploads(Bucket=bucket, Prefix=prefix, **more)
 
         page = wire.call("ListMultipartUploads", ask, guard=guard, key=prefix)
+        _require_listing(wire, prefix, page, ("Bucket", "IsTruncated"))
         for found in page.get("Uploads", ()):
             # Some services ignore the prefix here; another's upload is none of our business.
             if found["Key"].startswith(prefix):
@@ -91,6 +95,12 @@ def safe_path(wire: Wire, listed: Listed, folder: str) -> str:
     except VerificationFailed as exc:
         raise _broken(wire, folder, f"the key {listed.key!r} is no plain path below it") from exc
     return path
+
+
+def _require_listing(wire: Wire, prefix: str, page: Any, members: tuple[str, ...]) -> None:
+    """See that the reply is a listing at all: a login page that answers 200 parses as one without any keys."""
+    if missing := [name for name in members if name not in page]:
+        raise _broken(wire, prefix, f"the reply has no {missing[0]}, so it is not from an S3 service")
 
 
 def _broken(wire: Wire, prefix: str, why: str) -> OffsiteError:

@@ -34,8 +34,8 @@ class S3Options:
         bucket: must exist; it is never created.
         prefix: put before every key; with or without slashes at its ends.
         endpoint_url: of an S3-compatible service; None for AWS.
-        checksums: ``when_supported`` sends and checks CRCs as the client library likes best; some providers refuse them:
-            ``when_required``. Reading back does not depend on it.
+        checksums: ``when_supported`` sends a SHA-256 with every object and part, which AWS verifies on arrival; some providers
+            refuse such headers: ``when_required``. Reading back does not depend on it.
         addressing: ``path`` for services without virtual hosts; ``auto`` is right for most.
         part_size: bytes per part of larger files; raised for a file that would need more than 10,000 parts.
         concurrency: requests in flight at once, over files and parts together.

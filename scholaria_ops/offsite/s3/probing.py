@@ -14,8 +14,8 @@ from scholaria_ops.offsite.base import TargetFacts
 from scholaria_ops.offsite.guard import Guard
 from scholaria_ops.offsite.s3.errors import ChecksumRejected, NoSuchBucket, NoSuchObject, NotSupported, PreconditionFailed
 from scholaria_ops.offsite.s3.reading import read_whole
-from scholaria_ops.offsite.s3.sending import abort, encoded
-from scholaria_ops.offsite.s3.wire import Wire
+from scholaria_ops.offsite.s3.sending import abort
+from scholaria_ops.offsite.s3.wire import Wire, encoded
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -91,9 +91,10 @@ class Probe:
 
     def _put(self, key: str, **extra: Any) -> None:
         storage_class: Any = self._wire.options.storage_class
+        headers = {**self._wire.checksum(_CONTENT), **extra}
 
         def ask(client: S3Client) -> None:
-            client.put_object(Bucket=self._bucket, Key=key, Body=_CONTENT, StorageClass=storage_class, **extra)
+            client.put_object(Bucket=self._bucket, Key=key, Body=_CONTENT, StorageClass=storage_class, **headers)
 
         self._wire.call("PutObject", ask, guard=self._guard, key=key, attempts=_ATTEMPTS, retry_damage=False)
 

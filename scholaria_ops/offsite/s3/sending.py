@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import logging
 import os
@@ -22,7 +21,7 @@ from scholaria_ops.offsite.guard import Guard
 from scholaria_ops.offsite.s3.errors import NoSuchObject, NoSuchUpload
 from scholaria_ops.offsite.s3.lanes import Lanes, PartBody
 from scholaria_ops.offsite.s3.reading import Print, head
-from scholaria_ops.offsite.s3.wire import Wire
+from scholaria_ops.offsite.s3.wire import Wire, encoded
 from scholaria_ops.process import is_alive, process_start_time
 
 if TYPE_CHECKING:
@@ -33,11 +32,6 @@ UPLOAD = "s3-multipart-upload"
 log = logging.getLogger("scholaria_ops.offsite")
 #: Ledger keys of the uploads that this process is busy with; an open entry of ours that is not among them was left behind.
 _at_work: set[str] = set()
-
-
-def encoded(digest: bytes) -> str:
-    """A digest in the form of the ``x-amz-checksum-*`` headers."""
-    return base64.b64encode(digest).decode()
 
 
 @dataclass(frozen=True, slots=True)

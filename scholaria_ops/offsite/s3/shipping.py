@@ -21,8 +21,8 @@ from scholaria_ops.offsite.s3.errors import NotSupported, PreconditionFailed
 from scholaria_ops.offsite.s3.lanes import Lanes
 from scholaria_ops.offsite.s3.listing import Listed
 from scholaria_ops.offsite.s3.reading import Reader, head, read_whole
-from scholaria_ops.offsite.s3.sending import Sender, Sent, encoded
-from scholaria_ops.offsite.s3.wire import Wire
+from scholaria_ops.offsite.s3.sending import Sender, Sent
+from scholaria_ops.offsite.s3.wire import Wire, encoded
 from scholaria_ops.progress import Progress
 
 log = logging.getLogger("scholaria_ops.offsite")
@@ -122,7 +122,7 @@ class Shipping:
                 self._ledger,
                 self._guard,
                 lanes,
-                checksums=ship.confirm == "checksum",
+                checksums=ship.confirm == "checksum" or self._wire.options.checksums == "when_supported",
                 on_bytes=lambda n: self._progress.advance(self._up, n),
             )
             self._reader = Reader(self._wire, self._guard, lanes, on_bytes=lambda n: self._progress.advance(self._back, n))

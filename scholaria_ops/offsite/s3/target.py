@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scholaria_ops.cancel import CancelToken
 from scholaria_ops.catalogue.artifacts import check_relative
@@ -42,6 +43,9 @@ from scholaria_ops.offsite.s3.sending import UPLOAD, abort, is_abandoned
 from scholaria_ops.offsite.s3.shipping import Shipment, Shipping, checked_files
 from scholaria_ops.offsite.s3.wire import Wire
 from scholaria_ops.progress import Progress
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 _RECORDS = ".records/"
 _RECORD_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -191,10 +195,12 @@ class S3Target:
             raise UsageError(f"the records of {set_id} have {len(content):,} bytes; {SMALL_LIMIT:,} are allowed")
         key = f"{self._options.prefix}{_RECORDS}{set_id}.jsonl"
         with Guard(cancel, what=f"storing the records of {set_id}") as guard:
-            # Standard class: these are replaced often, and others charge a minimum stay for every version.
-            self._wire.call(
-                "PutObject", lambda client: client.put_object(Bucket=self._options.bucket, Key=key, Body=content), guard=guard, key=key
-            )
+
+            def ask(client: S3Client) -> None:
+                # Standard class: these are replaced often, and others charge a minimum stay for every version.
+                client.put_object(Bucket=self._options.bucket, Key=key, Body=content, **self._wire.checksum(content))
+
+            self._wire.call("PutObject", ask, guard=guard, key=key)
             if read_whole(self._wire, guard, key) != content:
                 raise VerificationFailed(f"{self._wire.target(key)} came back with other bytes than were sent", hint="Ship the set again.")
 

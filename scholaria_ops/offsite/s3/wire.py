@@ -6,8 +6,10 @@ the body of a download. This loop pauses through the guard, so cancellation and 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
+import hashlib
 import logging
 import random
 import threading
@@ -82,6 +84,14 @@ class Wire:
         """``s3://bucket/key``, safe to print."""
         return f"s3://{self.options.bucket}/{key}"
 
+    def checksum(self, content: bytes) -> dict[str, Any]:
+        """The request parameter for a SHA-256 of ``content``, if checksums are wanted.
+
+        We compute it ourselves: what the client library adds on its own goes behind the body over TLS, in a transfer coding
+        that not every service understands.
+        """
+        return {"ChecksumSHA256": encoded(hashlib.sha256(content).digest())} if self.options.checksums == "when_supported" else {}
+
     def close(self) -> None:
         """Close the connections; the next call makes a new client."""
         with self._lock:
@@ -147,13 +157,19 @@ class Wire:
         self._secrets |= {s for s in (frozen.access_key, frozen.secret_key, frozen.token) if s}
 
 
+def encoded(digest: bytes) -> str:
+    """A digest in the form of the ``x-amz-checksum-*`` headers."""
+    return base64.b64encode(digest).decode()
+
+
 @functools.cache
 def _foreign() -> tuple[type[Exception], ...]:
     """What the libraries below raise; anything else is our own error or a bug and passes untouched."""
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
-    return (BotoCoreError, ClientError, HTTPError, OSError, ShortRead)
+    return (BotoCoreError, ClientError, ResponseParserError, HTTPError, OSError, ShortRead)
 
 
 def _plain(secret: Any) -> str | None:
@@ -170,7 +186,8 @@ def _config(options: S3Options) -> Any:
             retries={"total_max_attempts": 1, "mode": "standard"},
             max_pool_connections=2 * options.concurrency + 4,
             request_checksum_calculation=options.checksums,
-            response_checksum_validation=options.checksums,
+            # We hash everything ourselves; the library would report rot as a failure that is worth trying again.
+            response_checksum_validation="when_required",
             s3={"addressing_style": options.addressing},
             user_agent_extra="scholaria-ops",
         )
