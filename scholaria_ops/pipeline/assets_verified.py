@@ -1,10 +1,10 @@
 """Sealed → verified. The asset yields its checks and then fails on a bad one: its cell turns red, offsite does not run."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import dagster as dg
 
-from scholaria_ops.catalogue.evidence.base import STORE_NAMES
 from scholaria_ops.errors import ConfigError
 from scholaria_ops.operations.verify import LEVELS, Finding, Level, VerifyReport, verify
 from scholaria_ops.pipeline.assets_backup import SEALED, VERIFIED
@@ -14,19 +14,47 @@ from scholaria_ops.pipeline.metadata import Metadata, table
 from scholaria_ops.pipeline.partitions import BACKUPS
 from scholaria_ops.pipeline.resources import Estate
 
-#: Check → what it promises. A verification that finds something else to say folds it into the ``…_readable`` of its store.
+_NOT_A_WORD = re.compile(r"[^a-z0-9]+")
+#: Asset check → what it promises. One per thing that a verification looks at; see :func:`check_name`.
 CHECKS: Mapping[str, str] = {
     "set_checksums": "Every byte of the set is what was sealed, and nothing was added.",
     "set_manifest": "The manifest is one of ours, of this set, and agrees with the checksums.",
-    **{f"{name}_readable": f"The {name} artifacts open in the store's own software and hold what was measured." for name in STORE_NAMES},
+    "postgres_archive": "pg_restore reads the dump to its end.",
+    "postgres_rows": "Every table of the evidence is in the dump with exactly the rows that were counted.",
+    "postgres_sequences": "Every sequence is in the dump with its value.",
+    "postgres_objects": "Every constraint, index, trigger, view and function of the evidence is in the dump.",
+    "postgres_content": "The rows and large objects are those that were written, by the digest of each table's data.",
+    "postgres_schema": "Definitions, owners and grants are those that were written.",
+    "postgres_roles": "The globals file creates every role that the dump needs.",
+    "redis_archive": "gunzip reads the RDB to its end; it has the length and digest that it had.",
+    "redis_rdb_format": "The RDB's header and checksum are sound.",
+    "redis_loads": "A Redis server loads the RDB.",
+    "redis_content": "Every key's name, value and expiry is as measured at the cut; functions too.",
+    "qdrant_snapshot_structure": "Every snapshot file is whole.",
+    "qdrant_snapshot_recovery": "A Qdrant server recovers every snapshot.",
+    "qdrant_points": "Exact counts and the set of point ids agree.",
+    "qdrant_payloads": "The payloads of all points agree.",
+    "qdrant_vectors": "The vectors of all points agree.",
+    "qdrant_configuration": "The configuration of every collection agrees.",
+    "qdrant_payload_indexes": "The payload indexes agree.",
+    "qdrant_sampled_points": "Sampled points agree, payload and vectors.",
+    "qdrant_golden_searches": "Exact searches with vectors that are not stored points find the same points.",
+    "qdrant_aliases": "Every alias stands for the collection that it stood for.",
+}
+#: Where a finding goes whose check has no name of its own here.
+_FALLBACK: Mapping[str, str] = {
+    "set": "set_checksums",
+    "postgres": "postgres_archive",
+    "redis": "redis_archive",
+    "qdrant": "qdrant_snapshot_structure",
 }
 
 
 def check_name(finding: Finding) -> str:
-    """The asset check that a finding belongs to."""
-    if finding.subject == "set":
-        return "set_manifest" if finding.check.name == "manifest" else "set_checksums"
-    return f"{finding.subject}_readable"
+    """The asset check that a finding belongs to: subject and name in the form that Dagster takes."""
+    words = finding.check.name.removeprefix(f"{finding.subject}:").strip().lower()
+    name = f"{finding.subject}_{_NOT_A_WORD.sub('_', words)}"
+    return name if name in CHECKS else _FALLBACK[finding.subject]
 
 
 class VerifyConfig(dg.Config):
@@ -78,12 +106,13 @@ def _result(name: str, findings: list[Finding], report: VerifyReport) -> dg.Asse
     unjudged = [f for f in findings if f.check.passed is None]
     # A level that did not look, or a tool that is missing: not passed, and not an error either.
     known_good = bool(findings) and not failed and not unjudged
-    told = "; ".join(f.check.detail for f in failed or unjudged) or ("passed" if known_good else f"not looked at by level {report.level}")
+    looked = "; ".join(f.check.detail for f in failed or unjudged or findings)
+    told = looked or f"not looked at by level {report.level}, or not reached because an earlier check failed"
     metadata: Metadata = {"level": report.level, "result": told}
-    if findings:
-        metadata["steps"] = table(_rows(findings))
+    if len(findings) > 1:
+        metadata["findings"] = table(_rows(findings))
     for finding in findings:
-        metadata.update({f"{finding.check.name} {key}": value for key, value in finding.check.numbers.items()})
+        metadata.update(finding.check.numbers)
     if differences := [d for f in findings for d in f.check.differences]:
         metadata["differences"] = table(
             {"what": d.what, "expected": d.expected, "found": d.found, "weight": d.severity} for d in differences

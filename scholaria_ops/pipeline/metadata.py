@@ -58,6 +58,7 @@ def set_metadata(manifest: Manifest, place: str) -> Metadata:
     counts = manifest.counts()
     seconds = manifest.duration_s
     return {
+        "summary": dg.MetadataValue.md(summary(manifest, place)),
         "path": dg.MetadataValue.path(place),
         "tier": manifest.tier,
         "size_bytes": manifest.size_bytes,
@@ -69,7 +70,6 @@ def set_metadata(manifest: Manifest, place: str) -> Metadata:
         "requested_by": manifest.origin.requested_by,
         "note": manifest.origin.note or "–",
         "components": table(component_rows(manifest)),
-        "summary": dg.MetadataValue.md(summary(manifest, place)),
     }
 
 

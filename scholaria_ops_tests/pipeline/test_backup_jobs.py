@@ -124,7 +124,7 @@ def test_a_damaged_set_turns_its_check_and_its_cell_red(instance: dg.DagsterInst
     assert failed.is_failure
     checks = _evaluations(instance, failed.run_id)
     assert checks["set_checksums"].passed is False
-    assert checks["redis_readable"].passed is False
+    assert checks["redis_loads"].passed is False
     assert checks["set_manifest"].passed is False, "the manifest's digest of that file disagrees too"
     event = next(
         r for r in instance.get_records_for_run(failed.run_id).records if "STEP_FAILURE" in str(r.event_log_entry.dagster_event_type)
@@ -138,8 +138,8 @@ def test_level_hash_calls_nothing_readable(instance: dg.DagsterInstance, env_fil
     run_id = run("verify", partition=set_id, config={"backup__verified": {"config": {"level": "hash"}}})
     checks = _evaluations(instance, run_id)
     assert checks["set_checksums"].passed
-    assert not checks["postgres_readable"].passed
-    assert checks["postgres_readable"].severity is dg.AssetCheckSeverity.WARN
+    assert not checks["postgres_rows"].passed
+    assert checks["postgres_rows"].severity is dg.AssetCheckSeverity.WARN
 
 
 @pytest.mark.parametrize(
