@@ -19,6 +19,7 @@ from scholaria_ops.connections import RedisConnection
 from scholaria_ops.sandbox.redis import RedisServer
 from scholaria_ops.stores.base import Check, Context, Dump
 from scholaria_ops.stores.redis import RedisStore
+from scholaria_ops.stores.redis.info import version_tuple
 from scholaria_ops.stores.redis.wire import Wire, connect
 
 LIBRARY = "#!lua name=lib\nredis.register_function('f', function(keys, args) return 1 end)"
@@ -35,6 +36,11 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
+def fields_expire(server: RedisServer) -> bool:
+    """Fields of hashes have expiries of their own since 7.4."""
+    return version_tuple(server.version) >= (7, 4)
+
+
 def fill(server: RedisServer, *, small: int = 300) -> None:
     """A dataset with every type, two databases, expiries near and far, a function, odd names."""
     now = now_ms()
@@ -47,7 +53,8 @@ def fill(server: RedisServer, *, small: int = 300) -> None:
             wire.call(*line)
         wire.call("PEXPIREAT", "session:1", now + DAY_MS)
         wire.call("SET", b"\xff\x00binary:\r\nkey", b"\x00\xff\r\n$5\r\n")
-        wire.call("HPEXPIREAT", "profile:1", now + 10 * DAY_MS, "FIELDS", 1, "b")
+        if fields_expire(server):
+            wire.call("HPEXPIREAT", "profile:1", now + 10 * DAY_MS, "FIELDS", 1, "b")
         wire.call("FUNCTION", "LOAD", LIBRARY)
         wire.call("SELECT", 3)
         wire.call("SET", "plain", "value")
@@ -240,4 +247,17 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-__all__ = ["Backup", "Script", "Wire", "commands", "cutting_proxy", "failed", "fill", "now_ms", "scripted", "take", "wait_until"]
+__all__ = [
+    "Backup",
+    "Script",
+    "Wire",
+    "commands",
+    "cutting_proxy",
+    "failed",
+    "fields_expire",
+    "fill",
+    "now_ms",
+    "scripted",
+    "take",
+    "wait_until",
+]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from scholaria_ops.cancel import CancelToken
+from scholaria_ops.catalogue.evidence.redis import RedisEvidence
 from scholaria_ops.connections import RedisConnection
 from scholaria_ops.errors import Cancelled, Refused, StoreError, VerificationFailed
 from scholaria_ops.process import end_group, process_start_time, run
@@ -20,7 +21,8 @@ from scholaria_ops.sandbox.redis import RedisServer
 from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.sandbox.server import free_port
 from scholaria_ops.sandbox.tools import Tools
-from scholaria_ops.stores.base import Loaded
+from scholaria_ops.stores.base import Loaded, Store
+from scholaria_ops.stores.redis import RedisStore
 from scholaria_ops.stores.redis.compare import compare
 from scholaria_ops.stores.redis.load import stage_into, swap_in
 from scholaria_ops.stores.redis.restore import loaded_scratch, spare_databases
@@ -54,6 +56,12 @@ def load(backup: Backup, target: RedisServer, context_factory: ContextFactory) -
 def losses(backup: Backup, target: RedisServer, context_factory: ContextFactory) -> list[str]:
     found = backup.store.probe(target, backup.evidence, context_factory())
     return [str(d) for d in backup.store.compare(backup.evidence, found) if d.severity == "loss"]
+
+
+def test_the_store_keeps_the_seam_s_promises_by_type(source: RedisServer) -> None:
+    store: Store[RedisEvidence, RedisServer] = RedisStore(source.connection)
+    assert store.name == "redis"
+    assert store.where == source.connection.where
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["restart", "SIGKILL"])

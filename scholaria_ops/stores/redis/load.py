@@ -225,10 +225,12 @@ def _exact_stream(scratch: Scratch, wire: Wire, key: bytes) -> list[str]:
         return []  # expired by now
     name = key.decode("utf-8", "backslashreplace")[:80]
     if len(payload) > _MAX_PAYLOAD:
-        return [f"stream {name} is too large for an exact copy: pending entries of deleted messages are missing"]
+        return [f"stream {name} is too large for an exact copy: pending entries of deleted messages, if any, are missing"]
     (reply,) = wire.batch([("RESTORE", key, max(expiry, 0), payload, "REPLACE", "ABSTTL")])
     if isinstance(reply, ServerError):
-        return [f"stream {name} was loaded without pending entries of deleted messages: the target does not take its payload ({reply})"]
+        return [
+            f"stream {name} came by commands, which cannot express pending entries of deleted messages; its exact form was refused: {reply}"
+        ]
     return []
 
 
