@@ -36,7 +36,7 @@ lint: setup
 	$(VENV)/bin/lint-imports --no-cache
 
 test: lint ## Lints, strict types and the whole suite on real servers
-	$(PY) -m pytest
+	$(PY) -m pytest -n 3 --dist loadfile
 
 bench: setup ## Measure against doing it by hand (takes minutes, needs about 6 GB of disk)
 	@exec $(PY) -m benchmarks
