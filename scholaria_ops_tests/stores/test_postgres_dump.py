@@ -46,7 +46,7 @@ ROLES_SQL = Path(__file__).parents[2] / "scholaria_ops" / "stores" / "postgres" 
 
 @pytest.fixture(scope="module")
 def rich(pg_server: PostgresServer) -> Iterator[PostgresConnection]:
-    with rich_database(pg_server, "rich dump") as connection:
+    with rich_database(pg_server, "rich 'dump'=1") as connection:
         yield connection
 
 
@@ -80,7 +80,7 @@ def test_a_dump_has_two_private_files_and_evidence_of_everything(made: MadeSet) 
     evidence = made.evidence
     assert [a.path for a in made.artifacts] == [f"postgres_{SET_ID}.sql.custom", f"postgres_globals_{SET_ID}.sql"]
     assert {p.name: oct(p.stat().st_mode & 0o777) for p in made.directory.iterdir()} == {a.path: "0o600" for a in made.artifacts}
-    assert made.artifacts[0].subject == "rich dump"
+    assert made.artifacts[0].subject == "rich 'dump'=1"
     assert made.artifacts[0].compression == "zstd"
     assert evidence.headline() == {"rows": 200 + 2 + 2 + 40 + 2 + 50 + 2 + 1 + 1, "tables": 12}
     assert evidence.tables['public."We""ird; Type: TABLE"'].rows == 2
@@ -313,6 +313,27 @@ def test_f23_no_secret_in_arguments_evidence_or_errors(
     written += [str(caught.value), made_now.store.manual_restore(made_now.artifacts)]
     for secret in (password, SECRET, "wr0ng-pass", "SCRAM-SHA-256"):
         assert not [text for text in written if secret in text], secret
+
+
+def test_rows_that_no_dump_carries_are_said_and_configuration_of_extensions_is_counted(
+    pg_server: PostgresServer, context_factory: ContextFactory, tmp_path: Path
+) -> None:
+    tables = ("CREATE TABLE configured AS SELECT generate_series(1, 9) AS a", "CREATE TABLE internal AS SELECT 1 AS a")
+    foreign = (
+        "CREATE FOREIGN DATA WRAPPER dummy",
+        "CREATE SERVER far FOREIGN DATA WRAPPER dummy",
+        "CREATE FOREIGN TABLE there (a int) SERVER far",
+    )
+    with database(pg_server, "extended", "CREATE EXTENSION pg_trgm", *tables, *foreign) as connection:
+        execute(connection, *(f"ALTER EXTENSION pg_trgm ADD TABLE {name}" for name in ("configured", "internal")))
+        # What pg_extension_config_dump() does inside an extension's script.
+        execute(connection, "UPDATE pg_extension SET extconfig = ARRAY['configured'::regclass::oid], extcondition = ARRAY['WHERE a > 3']"
+                " WHERE extname = 'pg_trgm'")  # fmt: skip
+        made, dumped = make_set(PostgresStore(connection), tmp_path / "set", context_factory())
+    assert {name: table.rows for name, table in made.evidence.tables.items()} == {"public.configured": 6}
+    said = " ".join(dumped.warnings)
+    assert "table public.internal belongs to the extension pg_trgm" in said
+    assert "foreign table public.there" in said
 
 
 def test_a_limit_on_fingerprints_is_told(bulky: PostgresConnection, context_factory: ContextFactory, tmp_path: Path) -> None:

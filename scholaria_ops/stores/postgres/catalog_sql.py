@@ -71,6 +71,20 @@ WHERE c.relkind = 'S' AND """
     + ") ORDER BY 1, 2"
 )
 
+#: Rows that no dump carries: of tables that belong to an extension and that it did not declare as configuration ...
+UNDUMPED: LiteralString = """
+SELECT n.nspname, c.relname, e.extname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass
+WHERE c.relkind IN ('r', 'p') AND NOT coalesce(c.oid = ANY (e.extconfig), false) ORDER BY 1, 2
+"""
+#: ... and of tables that live on another server.
+FOREIGN_TABLES: LiteralString = (
+    "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'f' AND "
+    + _USER_SCHEMA
+    + " ORDER BY 1, 2"
+)
+
 EXTENSIONS = "SELECT e.extname, e.extversion, n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace ORDER BY 1"
 
 _SCHEMAS: LiteralString = (

@@ -191,8 +191,9 @@ def _agreed(evidence: PostgresEvidence, inventory: ArchiveInventory, globals_: W
     Sequences do not obey snapshots: under load their value at the cut and in the dump are two different ones, and the
     one in the dump is what a restore brings back.
     """
+    wrong = [f"sequence {name} is in one of the two only" for name in sorted(evidence.sequences.keys() ^ inventory.sequences.keys())]
     evidence = evidence.model_copy(update={"sequences": inventory.sequences})
-    wrong = archive_disagreements(evidence, inventory)
+    wrong += archive_disagreements(evidence, inventory)
     text = globals_.path.read_text("utf-8", "backslashreplace")
     if missing := sorted(set(evidence.roles) - created_roles(text)):
         wrong.append(f"the globals file lacks the roles {', '.join(missing)}")

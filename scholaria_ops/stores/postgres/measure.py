@@ -269,6 +269,10 @@ def _alembic_revision(session: Session) -> str | None:
 def _notes(session: Session, tablespaces: Sequence[str], slots: Sequence[str], subscriptions: Sequence[str]) -> Iterator[str]:
     for schema, name in session.rows(sql.INVALID_INDEXES):
         yield f"index {qualified(schema, name)} is invalid on the server and therefore not in the dump"
+    for schema, name, extension in session.rows(sql.UNDUMPED):
+        yield f"table {qualified(schema, name)} belongs to the extension {extension}: its rows are not in the dump"
+    for schema, name in session.rows(sql.FOREIGN_TABLES):
+        yield f"foreign table {qualified(schema, name)}: its rows are on another server and not in the dump"
     if tablespaces:
         yield f"tablespaces in use: {', '.join(tablespaces)}; a restore elsewhere needs them too, or puts everything into the default one"
     if slots:

@@ -156,6 +156,7 @@ def _connect(target: PostgresConnection) -> psycopg.Connection[tuple[Any, ...]]:
             keepalives_idle=30,
             keepalives_interval=10,
             autocommit=True,
+            prepare_threshold=None,  # few statements come twice, and poolers in front of a server dislike prepared ones
             **optional,
         )
     except psycopg.OperationalError as exc:
