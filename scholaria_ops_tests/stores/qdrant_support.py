@@ -12,11 +12,14 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from scholaria_ops.connections import QdrantConnection
+from scholaria_ops.sandbox.sandbox import Sandbox
+from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.qdrant import QdrantStore
+from scholaria_ops.stores.qdrant import QdrantStore, room
 from scholaria_ops.stores.qdrant.leftovers import KIND
 from scholaria_ops.stores.qdrant.rest import Rest, at
 
@@ -31,6 +34,13 @@ WORDS = ("데이터베이스", "백업", "복구", "검색", "question", "retrie
 
 def vector(source: random.Random, size: int) -> list[float]:
     return [source.uniform(-1, 1) for _ in range(size)]
+
+
+@contextlib.contextmanager
+def fast_sandbox(base: Path, tools: Tools) -> Iterator[Sandbox]:
+    """A sandbox whose servers keep their files in memory if there is plenty of it: Qdrant waits for the disk at every step."""
+    with Sandbox(base, tools, label="qdrant-tests", data_root=room.in_memory(200 << 20)) as box:
+        yield box
 
 
 def seed(connection: QdrantConnection, *, documents: int = 300, size: int = 24) -> None:

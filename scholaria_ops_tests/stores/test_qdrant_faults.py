@@ -28,6 +28,7 @@ from scholaria_ops_tests.stores.qdrant_support import (
     Proxy,
     drop_everything,
     envelope,
+    fast_sandbox,
     is_download,
     is_snapshot_post,
     open_entries,
@@ -41,8 +42,14 @@ SET_ID = "20241001_020000"
 
 
 @pytest.fixture(scope="module")
-def live(sandbox: Sandbox) -> Iterator[QdrantServer]:
-    server = sandbox.qdrant(name="qdrant-faults")
+def box(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with fast_sandbox(tmp_path_factory.mktemp("box"), tools) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def live(box: Sandbox) -> Iterator[QdrantServer]:
+    server = box.qdrant(name="qdrant-faults")
     seed_documents(server.connection)
     yield server
     server.stop()
@@ -120,9 +127,9 @@ def test_f45_a_download_that_is_cut_short_or_changed_fails_and_is_cleaned_up(
 
 
 @pytest.fixture
-def target(sandbox: Sandbox, request: pytest.FixtureRequest) -> Iterator[QdrantServer]:
-    found = sandbox.servers.get("qdrant-fault-target")
-    server = found if isinstance(found, QdrantServer) else sandbox.qdrant(name="qdrant-fault-target")
+def target(box: Sandbox, request: pytest.FixtureRequest) -> Iterator[QdrantServer]:
+    found = box.servers.get("qdrant-fault-target")
+    server = found if isinstance(found, QdrantServer) else box.qdrant(name="qdrant-fault-target")
     yield server
     drop_everything(server.connection)
 
@@ -192,7 +199,7 @@ def _sha256(path: Path) -> str:
 
 
 def test_f51_a_full_disk_of_the_server_is_told_and_nothing_is_left_behind(
-    sandbox: Sandbox, tools: Tools, tmp_path: Path, context_factory: ContextFactory
+    tools: Tools, tmp_path: Path, context_factory: ContextFactory
 ) -> None:
     """A real server whose directory for temporary files is a file system of 2 MB."""
     if which("unshare") is None or not _may_mount(tmp_path):
@@ -205,8 +212,8 @@ exec unshare -rm sh -c 'mount -t tmpfs -o size=2m none ./tmp && exec {tools.requ
     program.write_text(script)
     program.chmod(0o755)
     try:
-        with Sandbox(tmp_path / "small", replace(tools, qdrant=program)) as box:
-            server = box.qdrant(name="small-disk")
+        with Sandbox(tmp_path / "small", replace(tools, qdrant=program)) as small:
+            server = small.qdrant(name="small-disk")
             seed_documents(server.connection, points=700, size=1024)
             ctx = context_factory()
             (tmp_path / "set").mkdir()
@@ -280,11 +287,11 @@ class _Unwritten(Ledger):
 # -- F52 ---------------------------------------------------------------------------------------------------------------
 
 
-def test_f52_cluster_mode_with_one_of_two_nodes_configured_is_refused(sandbox: Sandbox, context_factory: ContextFactory) -> None:
+def test_f52_cluster_mode_with_one_of_two_nodes_configured_is_refused(box: Sandbox, context_factory: ContextFactory) -> None:
     """Two real peers. A snapshot of one of them would silently lack the other one's shards."""
     ports = free_port(), free_port()
-    first = _peer(sandbox, 1, ports[0], [f"--uri=http://127.0.0.1:{ports[0]}"])
-    second = _peer(sandbox, 2, ports[1], [f"--bootstrap=http://127.0.0.1:{ports[0]}", f"--uri=http://127.0.0.1:{ports[1]}"])
+    first = _peer(box, 1, ports[0], [f"--uri=http://127.0.0.1:{ports[0]}"])
+    second = _peer(box, 2, ports[1], [f"--bootstrap=http://127.0.0.1:{ports[0]}", f"--uri=http://127.0.0.1:{ports[1]}"])
     try:
         _wait_for(lambda: len(_cluster(first)["peers"]) == 2)
         alone = QdrantStore(first.connection)
@@ -309,9 +316,9 @@ def test_f52_cluster_mode_with_one_of_two_nodes_configured_is_refused(sandbox: S
         first.kill()
 
 
-def _peer(sandbox: Sandbox, number: int, port: int, arguments: list[str]) -> QdrantServer:
+def _peer(box: Sandbox, number: int, port: int, arguments: list[str]) -> QdrantServer:
     config = {"CLUSTER__ENABLED": "true", "CLUSTER__P2P__PORT": str(port), "CLUSTER__CONSENSUS__TICK_PERIOD_MS": "50"}
-    return sandbox.qdrant(name=f"peer-{number}", config=config, extra_args=arguments)
+    return box.qdrant(name=f"peer-{number}", config=config, extra_args=arguments)
 
 
 def _cluster(server: QdrantServer) -> dict[str, dict[str, object]]:
@@ -338,10 +345,10 @@ def _wait_for(condition: Callable[[], bool], patience_s: float = 30.0) -> None:
 
 @pytest.mark.parametrize("key", ["", "wrong"])
 def test_f54_a_wrong_key_is_a_permanent_error_after_one_request(
-    sandbox: Sandbox, tmp_path: Path, context_factory: ContextFactory, key: str
+    box: Sandbox, tmp_path: Path, context_factory: ContextFactory, key: str
 ) -> None:
-    found = sandbox.servers.get("qdrant-with-key")
-    server = found if isinstance(found, QdrantServer) else sandbox.qdrant(name="qdrant-with-key", api_key="right")
+    found = box.servers.get("qdrant-with-key")
+    server = found if isinstance(found, QdrantServer) else box.qdrant(name="qdrant-with-key", api_key="right")
     with proxy(server.connection.url) as between:
         store = QdrantStore(QdrantConnection(url=between.url, api_key=SecretStr(key)))
         for action in (lambda: store.preflight(context_factory()), lambda: store.dump(tmp_path, SET_ID, context_factory())):
@@ -353,8 +360,8 @@ def test_f54_a_wrong_key_is_a_permanent_error_after_one_request(
             assert "wrong" not in told.value.message
 
 
-def test_a_key_that_may_only_read_is_told_in_preflight(sandbox: Sandbox, context_factory: ContextFactory) -> None:
-    server = sandbox.qdrant(name="qdrant-read-only", api_key="right", config={"SERVICE__READ_ONLY_API_KEY": "reader"})
+def test_a_key_that_may_only_read_is_told_in_preflight(box: Sandbox, context_factory: ContextFactory) -> None:
+    server = box.qdrant(name="qdrant-read-only", api_key="right", config={"SERVICE__READ_ONLY_API_KEY": "reader"})
     seed_documents(server.connection, points=3)
     reader = server.connection.model_copy(update={"api_key": SecretStr("reader")})
     with pytest.raises(AuthenticationFailed, match="read-only"):
@@ -367,9 +374,9 @@ def test_a_key_that_may_only_read_is_told_in_preflight(sandbox: Sandbox, context
 
 
 def test_the_first_failure_is_told_when_one_collection_fails_while_another_is_under_way(
-    sandbox: Sandbox, tmp_path: Path, context_factory: ContextFactory
+    box: Sandbox, tmp_path: Path, context_factory: ContextFactory
 ) -> None:
-    server = sandbox.qdrant(name="qdrant-two")
+    server = box.qdrant(name="qdrant-two")
     seed_documents(server.connection, points=20)
     with Rest(server.connection) as rest:
         rest.put(at("a first one"), {"vectors": {"size": 2, "distance": "Dot"}})
@@ -416,7 +423,7 @@ def test_a_server_that_is_not_there_is_unavailable(context_factory: ContextFacto
         store_at("http://127.0.0.1:9").preflight(context_factory())
 
 
-def test_something_else_that_answers_is_not_taken_for_qdrant(sandbox: Sandbox, context_factory: ContextFactory) -> None:
+def test_something_else_that_answers_is_not_taken_for_qdrant(box: Sandbox, context_factory: ContextFactory) -> None:
     from http.server import SimpleHTTPRequestHandler
 
     from scholaria_ops_tests.stores.qdrant_support import serving

@@ -28,6 +28,7 @@ from scholaria_ops_tests.stores.qdrant_support import (
     DOCUMENTS,
     Exchange,
     Proxy,
+    fast_sandbox,
     is_download,
     is_snapshot_post,
     open_entries,
@@ -41,8 +42,14 @@ SET_ID = "20241001_020000"
 
 
 @pytest.fixture(scope="module")
-def live(sandbox: Sandbox) -> Iterator[QdrantServer]:
-    server = sandbox.qdrant(name="qdrant-leftovers")
+def box(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with fast_sandbox(tmp_path_factory.mktemp("box"), tools) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def live(box: Sandbox) -> Iterator[QdrantServer]:
+    server = box.qdrant(name="qdrant-leftovers")
     seed_documents(server.connection)
     yield server
     server.stop()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,25 @@ from scholaria_ops.stores.qdrant import QdrantStore
 from scholaria_ops.stores.qdrant.rest import Rest, at
 from scholaria_ops.stores.qdrant.snapshot_file import Member, read_structure
 from scholaria_ops_tests.conftest import ContextFactory
-from scholaria_ops_tests.stores.qdrant_support import DOCUMENTS, MIXED, MIXED_CONFIG, document, mixed, upsert
+from scholaria_ops_tests.stores.qdrant_support import DOCUMENTS, MIXED, MIXED_CONFIG, document, fast_sandbox, mixed, upsert
 
 POINTS = 1500
 SIZE = 32
 
 
 @pytest.fixture(scope="module")
-def original(sandbox: Sandbox, tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dump[QdrantEvidence]]:
+def box(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with fast_sandbox(tmp_path_factory.mktemp("box"), tools) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def original(box: Sandbox, tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dump[QdrantEvidence]]:
     """A dump of two collections whose segments are indexed and flushed, so that no log entry heals a damaged segment."""
     import random
     import time
 
-    server = sandbox.qdrant(name="qdrant-mutations")
+    server = box.qdrant(name="qdrant-mutations")
     source = random.Random(1)
     with Rest(server.connection) as rest:
         rest.put(at(DOCUMENTS), {"vectors": {"size": SIZE, "distance": "Cosine"}, "optimizers_config": {"indexing_threshold": 50}})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import SecretStr
 from scholaria_ops.catalogue.evidence.base import Difference
 from scholaria_ops.catalogue.evidence.qdrant import QdrantEvidence
 from scholaria_ops.connections import QdrantConnection
-from scholaria_ops.errors import Refused
+from scholaria_ops.errors import Refused, VerificationFailed
 from scholaria_ops.process import run, which
 from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.sandbox.sandbox import Sandbox
@@ -32,6 +31,7 @@ from scholaria_ops_tests.stores.qdrant_support import (
     MIXED,
     ODD_NAME,
     drop_everything,
+    fast_sandbox,
     seed,
     snapshots_left,
     upsert,
@@ -42,18 +42,24 @@ SET_ID = "20241001_020000"
 
 
 @pytest.fixture(scope="module")
-def live(sandbox: Sandbox) -> Iterator[QdrantServer]:
+def box(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with fast_sandbox(tmp_path_factory.mktemp("box"), tools) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def live(box: Sandbox) -> Iterator[QdrantServer]:
     """A seeded live server that wants a key."""
-    server = sandbox.qdrant(name="qdrant-live", api_key=KEY)
+    server = box.qdrant(name="qdrant-live", api_key=KEY)
     seed(server.connection)
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="module")
-def target(sandbox: Sandbox) -> Iterator[QdrantServer]:
+def target(box: Sandbox) -> Iterator[QdrantServer]:
     """An empty server to restore into; emptied again after each test that uses :func:`empty_target`."""
-    server = sandbox.qdrant(name="qdrant-target", grpc=True)
+    server = box.qdrant(name="qdrant-target", grpc=True)
     yield server
     server.stop()
 
@@ -201,7 +207,7 @@ def test_without_a_qdrant_program_the_live_server_is_measured_and_the_evidence_s
 
 
 def test_evidence_belongs_to_the_snapshot_although_the_application_writes(
-    sandbox: Sandbox, tmp_path: Path, context_factory: ContextFactory
+    box: Sandbox, tmp_path: Path, context_factory: ContextFactory
 ) -> None:
     """A writer adds points throughout; the evidence is that of the file, and the inspection agrees."""
     import random
@@ -209,7 +215,7 @@ def test_evidence_belongs_to_the_snapshot_although_the_application_writes(
 
     from scholaria_ops_tests.stores.qdrant_support import document
 
-    server = sandbox.qdrant(name="qdrant-written-to")
+    server = box.qdrant(name="qdrant-written-to")
     seed(server.connection, documents=50)
     enough, number = threading.Event(), 1000
 
@@ -264,6 +270,14 @@ def test_f47_load_brings_back_everything_and_the_aliases(
         assert rest.get(at("context_items"))["points_count"] == 300, "the alias answers"
 
 
+def test_load_refuses_a_set_that_is_not_whole(
+    live: QdrantServer, empty_target: QdrantServer, taken: Taken, context_factory: ContextFactory
+) -> None:
+    without = tuple(a for a in taken.dump.artifacts if a.subject != MIXED)
+    with pytest.raises(VerificationFailed, match="instead of"):
+        QdrantStore(live.connection).load(taken.directory, without, taken.dump.evidence, empty_target, context_factory())
+
+
 def test_load_refuses_a_target_that_is_not_empty(
     live: QdrantServer, empty_target: QdrantServer, taken: Taken, context_factory: ContextFactory
 ) -> None:
@@ -288,20 +302,18 @@ def test_a_snapshot_can_be_recovered_under_another_name(
 
 
 def test_a_nonce_tells_two_servers_apart(live: QdrantServer, empty_target: QdrantServer) -> None:
-    nonce = write_nonce(empty_target.connection)
+    nonce = write_nonce(empty_target)
     assert has_nonce(empty_target.connection, nonce)
     assert not has_nonce(live.connection, nonce)
-    remove_nonce(empty_target.connection, nonce)
+    remove_nonce(empty_target, nonce)
     assert not has_nonce(empty_target.connection, nonce)
     with pytest.raises(Refused):
-        remove_nonce(live.connection, DOCUMENTS)
+        remove_nonce(live, DOCUMENTS)
 
 
-def test_a_collection_in_strict_mode_is_measured_within_its_limits(
-    sandbox: Sandbox, tmp_path: Path, context_factory: ContextFactory
-) -> None:
+def test_a_collection_in_strict_mode_is_measured_within_its_limits(box: Sandbox, tmp_path: Path, context_factory: ContextFactory) -> None:
     """Exact requests and large pages may be forbidden by a collection: then other means count, and the evidence says what is missing."""
-    server = sandbox.qdrant(name="qdrant-strict")
+    server = box.qdrant(name="qdrant-strict")
     with Rest(server.connection) as rest:
         strict = {"enabled": True, "search_allow_exact": False, "max_query_limit": 7}
         rest.put(at("strict"), {"vectors": {"size": 3, "distance": "Dot"}, "strict_mode_config": strict})
@@ -385,21 +397,21 @@ def test_what_a_limit_left_out_is_a_note(live: QdrantServer, taken: Taken, conte
 
 @pytest.mark.parametrize("gzip", [False, True])
 def test_the_commands_of_the_manual_bring_everything_back(
-    live: QdrantServer, sandbox: Sandbox, tmp_path: Path, context_factory: ContextFactory, gzip: bool
+    live: QdrantServer, box: Sandbox, tmp_path: Path, context_factory: ContextFactory, gzip: bool
 ) -> None:
-    """Every command of RESTORE.txt is run as it stands (its variables put in), from the set's directory."""
+    """Every command of RESTORE.txt is run by a shell as it stands, with the variables it names, from the set's directory."""
     if which("curl") is None:
         pytest.skip("no curl here")
     store = QdrantStore(live.connection, gzip=gzip)
     taken = store.dump(tmp_path, SET_ID, context_factory())
-    by_hand = sandbox.qdrant(name=f"by-hand-{gzip}".lower(), api_key="another key")
+    by_hand = box.qdrant(name=f"by-hand-{gzip}".lower(), api_key="another key")
     text = store.manual_restore(taken.artifacts)
     assert KEY not in text
+    (tmp_path / "work").mkdir()
+    env = {"QDRANT_URL": by_hand.connection.url, "QDRANT_API_KEY": "another key", "WORK": str(tmp_path / "work")}
     for command in _commands(text):
-        if "<" in command:
-            continue  # an example, to be filled in by a person
-        filled = command.replace("$QDRANT_URL", by_hand.connection.url).replace("$QDRANT_API_KEY", "another key")
-        run(shlex.split(filled), cwd=tmp_path, timeout_s=60.0)
+        if "<collection>" not in command:  # an example, to be filled in by a person
+            run(["sh", "-ec", command], cwd=tmp_path, env=env, timeout_s=60.0)
     assert store.compare(taken.evidence, store.probe(by_hand, taken.evidence, context_factory())) == []
     by_hand.stop()
 

@@ -120,9 +120,12 @@ def vectors_by_name(found: Any) -> Mapping[str, Any]:
     return {"": found}
 
 
-def named(vectors: Iterable[tuple[str, bytes]]) -> bytes:
-    """All vectors of a point, in the order of their names."""
-    return b"".join(framed(b"\x0a", name.encode()) + framed(b"\x12", item) for name, item in sorted(vectors))
+def named(vectors: Sequence[tuple[str, bytes]]) -> list[bytes]:
+    """All vectors of a point in the order of their names, as parts (they are long, so they are not joined)."""
+    parts: list[bytes] = []
+    for name, item in sorted(vectors):
+        parts += framed(b"\x0a", name.encode()), b"\x12" + varint(len(item)), item
+    return parts
 
 
 def point_id(found: PointId) -> bytes:
@@ -131,8 +134,8 @@ def point_id(found: PointId) -> bytes:
 
 def share(*parts: bytes) -> int:
     """A point's share in a fingerprint: SHA-256 over the parts."""
-    digest = hashlib.sha256()
-    for part in parts:
+    digest = hashlib.sha256(parts[0])
+    for part in parts[1:]:
         digest.update(part)
     return int.from_bytes(digest.digest(), "big")
 

@@ -197,7 +197,7 @@ class _Run:
         if scratch is None:
             return measure_collection(self._rest, RestSource(self._rest), name, look, limits, moving=True)
         try:
-            scratch.recover(path, name, compressed=self._options.gzip)
+            scratch.recover(path, name, size=snapshot.made.size_bytes, compressed=self._options.gzip)
             measured = measure_collection(scratch.rest, scratch.source, name, look, limits)
         except StoreError as exc:
             raise StoreError(

@@ -144,7 +144,8 @@ def _recover_all(directory: Path, evidence: QdrantEvidence, found: _Found, ctx: 
         for artifact, expected in found.sound:
             ctx.cancel.check()
             try:
-                scratch.recover(directory / artifact.path, expected.name, compressed=artifact.compression == "gzip")
+                size = artifact.raw_size_bytes or artifact.size_bytes
+                scratch.recover(directory / artifact.path, expected.name, size=size, compressed=artifact.compression == "gzip")
                 look = Look.again(evidence, expected.name)
                 found.measured[expected.name] = measure_collection(scratch.rest, scratch.source, expected.name, look, limits)
             except StoreError as exc:

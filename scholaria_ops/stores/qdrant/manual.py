@@ -17,12 +17,18 @@ Run these in the directory of this set. Leave out the api-key header if the serv
 
     export QDRANT_URL=http://localhost:6333
     export QDRANT_API_KEY=...
+{work}"""
+
+_WORK = """\
+    export WORK=/var/tmp
+
+WORK is a directory with room for the largest snapshot, uncompressed.
 """
 
 _PER_SNAPSHOT = """
 Collection {subject}:
 {unpack}
-    curl -fsS -H "api-key: $QDRANT_API_KEY" -F "snapshot=@{path}" \\
+    curl -fsS -H "api-key: $QDRANT_API_KEY" -F "snapshot=@{file}" \\
       "$QDRANT_URL/collections/{name}/snapshots/upload?priority=snapshot&wait=true&checksum={sha256}"
     curl -fsS -H "api-key: $QDRANT_API_KEY" -H "content-type: application/json" -d '{{"exact": true}}' \\
       "$QDRANT_URL/collections/{name}/points/count"
@@ -47,17 +53,19 @@ Servers older than 1.8 ignore the checksum in these requests: run sha256sum -c S
 
 
 def manual_restore(artifacts: Sequence[Artifact]) -> str:
-    """How to restore these very files by hand. Every indented line is a command."""
-    parts = [_INTRO]
-    for artifact in sorted((a for a in artifacts if a.kind == "snapshot"), key=lambda a: a.subject):
+    """How to restore these very files by hand. Every indented line is a command of a POSIX shell."""
+    snapshots = sorted((a for a in artifacts if a.kind == "snapshot"), key=lambda a: a.subject)
+    parts = [_INTRO.format(work=_WORK if any(a.compression == "gzip" for a in snapshots) else "")]
+    for artifact in snapshots:
         zipped = artifact.compression == "gzip"
+        file = "$WORK/" + artifact.path.rpartition("/")[2].removesuffix(".gz") if zipped else artifact.path
         parts.append(
             _PER_SNAPSHOT.format(
                 subject=" ".join(artifact.subject.split()),
-                unpack=f"\n    gunzip -k {artifact.path}" if zipped else "",
+                unpack=f'\n    gunzip -c {artifact.path} > "{file}"' if zipped else "",
                 name=quoted(artifact.subject),
                 sha256=artifact.raw_sha256 or artifact.sha256,
-                path=artifact.path.removesuffix(".gz") if zipped else artifact.path,
+                file=file,
             )
         )
     parts.extend(_ALIASES.format(path=a.path) for a in artifacts if a.kind == "aliases")

@@ -104,7 +104,7 @@ def exact_count(rest: Rest, collection: str) -> int:
         return int(rest.post(at(collection, "points", "count"), {"exact": True}, timeout_s=300)["count"])
     except BadRequest:
         # A collection in strict mode may forbid exact requests, but it can always be read.
-        wanted = Wanted(collection, payloads=False, vectors=False, max_page=_largest_page(rest.get(at(collection))["config"]))
+        wanted = Wanted(collection, payloads=False, vectors=False, max_page=largest_page(rest.get(at(collection))["config"]))
         return sum(len(page) for page in RestSource(rest).pages(wanted))
 
 
@@ -149,7 +149,7 @@ def measure_collection(
         _questions(fields, look, limits, vocabulary, points),
         seed=look.seed,
         integers=_integer_fields(config),
-        top=min(golden.TOP, _largest_page(config) or golden.TOP),
+        top=min(golden.TOP, largest_page(config) or golden.TOP),
     )
     return CollectionEvidence(
         name=collection,
@@ -188,13 +188,13 @@ def _read_all(
     summed = _Pass(
         int.from_bytes(hashlib.sha256(look.seed.encode()).digest(), "big"), 0 if look.sample is not None else limits.sample_points
     )
-    for page in source.pages(Wanted(collection, payloads, vectors, floats, _largest_page(config))):
+    for page in source.pages(Wanted(collection, payloads, vectors, floats, largest_page(config))):
         for point in page:
             raw = summed.add(point.id)
             if payloads:
                 summed.payloads += canon.share(raw, point.payload)
             if vectors:
-                summed.vectors += canon.share(raw, canon.named(point.vectors))
+                summed.vectors += canon.share(raw, *canon.named(point.vectors))
     if not payloads:
         return summed, f"payloads and vectors: sampled only, {points:,} points are more than {limits.fingerprint_max_points:,}"
     if not vectors:
@@ -251,7 +251,7 @@ def _questions(
                 yield golden.Question(one, number, indices)
 
 
-def _largest_page(config: Mapping[str, Any]) -> int | None:
+def largest_page(config: Mapping[str, Any]) -> int | None:
     """What a collection in strict mode allows in one request."""
     strict = config.get("strict_mode_config") or {}
     return strict.get("max_query_limit") if strict.get("enabled") else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scholaria_ops.connections import QdrantConnection
-from scholaria_ops.errors import AuthenticationFailed, OpsError, Refused, StoreError
+from scholaria_ops.errors import AuthenticationFailed, Refused, StoreError
 from scholaria_ops.stores.base import Context, Facts
-from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of, vector_fields
+from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of, largest_page, vector_fields
 from scholaria_ops.stores.qdrant.names import version_tuple
 from scholaria_ops.stores.qdrant.rest import NotFound, Rest, at
 from scholaria_ops.stores.qdrant.scratch import program_version, unfit
@@ -19,13 +20,14 @@ from scholaria_ops.stores.qdrant.scratch import program_version, unfit
 #: Oldest server that is spoken to: production runs 1.7.4, and its routes are what the contract tests hold.
 OLDEST = (1, 7)
 
-#: Bytes per vector component by stored type, and what else a point weighs: payload when nothing tells it, id, graph links.
+#: Bytes per vector component by stored type, and what else a point weighs: id, version, graph links.
 _COMPONENT = {"float32": 4, "float16": 2, "uint8": 1}
-_PAYLOAD = 4096
 _OVERHEAD = 512
 _GRAPH_LINK = 4
-#: Two log segments of 32 MB per shard, segments' fixed files and the archive's frame.
-_FIXED_PER_SHARD = 160 << 20
+#: Segments' fixed files (each begins with pages of 1 to 32 MB) and the archive's frame, per shard.
+_FIXED_PER_SHARD = 64 << 20
+#: Points whose payload is looked at for the estimate.
+_LOOKED_AT = 32
 _MARGIN = 1.25
 
 
@@ -50,9 +52,10 @@ def preflight(connection: QdrantConnection, ctx: Context) -> Facts:
         _require_rights(rest, names, ctx)
         aliases = aliases_of(rest)
         found = _Findings()
-        sizes = _payload_sizes(rest)
         for name in names:
-            _look_at(rest.get(at(name)), name, sizes, found)
+            info = rest.get(at(name))
+            _look_at(info, name, found)
+            found.expected += _expected(rest, name, info)
         if found.red:
             raise Refused(
                 f"Qdrant at {rest.where} has failed collections (status red): {', '.join(found.red)}",
@@ -105,7 +108,7 @@ def _require_rights(rest: Rest, names: Sequence[str], ctx: Context) -> None:
         ctx.log.debug("the key may write: %s", exc.message)
 
 
-def _look_at(info: Mapping[str, Any], name: str, payload_sizes: Mapping[str, int], found: _Findings) -> None:
+def _look_at(info: Mapping[str, Any], name: str, found: _Findings) -> None:
     status = info["status"]
     if status == "red":
         found.red.append(name)
@@ -113,31 +116,27 @@ def _look_at(info: Mapping[str, Any], name: str, payload_sizes: Mapping[str, int
         found.warnings.append(f"collection {name} is {status}: its indexes are still being built; its points are whole")
     if isinstance(info.get("optimizer_status"), Mapping):
         found.warnings.append(f"collection {name}: its optimizer failed: {info['optimizer_status'].get('error')}")
-    points = int(info.get("points_count") or 0)
-    found.points += points
-    found.expected += expected_bytes(info, points, payload_sizes.get(name))
+    found.points += int(info.get("points_count") or 0)
 
 
 def largest_expected(rest: Rest, names: Sequence[str]) -> int:
     """An upper estimate of the largest snapshot among these collections, in bytes."""
-    sizes = _payload_sizes(rest)
     largest = 0
     for name in names:
         try:
-            info = rest.get(at(name))
+            largest = max(largest, _expected(rest, name, rest.get(at(name))))
         except NotFound:  # deleted a moment ago: the dump will tell
             continue
-        largest = max(largest, expected_bytes(info, int(info.get("points_count") or 0), sizes.get(name)))
     return largest
 
 
-def expected_bytes(info: Mapping[str, Any], points: int, payload_bytes: int | None) -> int:
-    """An upper estimate of a collection's snapshot in bytes, from what the server tells of it."""
+def expected_bytes(info: Mapping[str, Any], points: int, payload: int) -> int:
+    """An upper estimate of a collection's snapshot in bytes, from its description and the size of a typical payload."""
     config = info["config"]
     params = config["params"]
     dense = params.get("vectors") or {}
     named = {"": dense} if "size" in dense else dense
-    per_point = float(_OVERHEAD)
+    per_point = float(_OVERHEAD + payload * 2)
     for one in vector_fields(config):
         settings = named.get(one.name, {})
         size = one.size or 128
@@ -147,25 +146,17 @@ def expected_bytes(info: Mapping[str, Any], points: int, payload_bytes: int | No
         per_point += 2 * (graph.get("m") or 16) * _GRAPH_LINK * 1.5
         if settings.get("quantization_config") or config.get("quantization_config"):
             per_point += size
-    payload = max(payload_bytes or 0, points * 256) if payload_bytes is not None else points * _PAYLOAD
     shards = int(params.get("shard_number") or 1)
     wal = int((config.get("wal_config") or {}).get("wal_capacity_mb") or 32) << 20
-    return math.ceil((points * per_point + payload * 2) * _MARGIN) + shards * (_FIXED_PER_SHARD + 2 * wal)
+    return math.ceil(points * per_point * _MARGIN) + shards * (_FIXED_PER_SHARD + 2 * wal)
 
 
-def _payload_sizes(rest: Rest) -> dict[str, int]:
-    """Bytes of payload per collection by the server's telemetry; empty for servers that do not tell it."""
-    try:
-        told = rest.get("/telemetry", details_level="4").get("collections", {}).get("collections") or []
-    except OpsError:
-        return {}  # a key may lack the right to see it; the estimate then assumes large payloads
-    sizes: dict[str, int] = {}
-    for one in told:
-        shards = [shard.get("local") or {} for shard in one.get("shards") or []]
-        known = [shard["payloads_size_bytes"] for shard in shards if shard.get("payloads_size_bytes") is not None]
-        if known and "id" in one:
-            sizes[str(one["id"])] = sum(known)
-    return sizes
+def _expected(rest: Rest, name: str, info: Mapping[str, Any]) -> int:
+    """:func:`expected_bytes` with the payloads of a few points looked at (telemetry counts 512 bytes for each, whatever its size)."""
+    body = {"limit": min(_LOOKED_AT, largest_page(info["config"]) or _LOOKED_AT), "with_payload": True, "with_vector": False}
+    page = rest.post(at(name, "points", "scroll"), body, timeout_s=60.0)["points"]
+    sizes = [len(json.dumps(point.get("payload") or {}, ensure_ascii=False).encode()) for point in page]
+    return expected_bytes(info, int(info.get("points_count") or 0), max(sizes, default=0))
 
 
 def _tell_about_scratch(rest: Rest, ctx: Context, found: _Findings) -> None:

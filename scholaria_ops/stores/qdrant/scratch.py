@@ -18,9 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from scholaria_ops.errors import DiskFull, OpsError, StoreError, StoreUnavailable, ToolFailed
+from scholaria_ops.errors import DiskFull, OpsError, StoreError, ToolFailed
 from scholaria_ops.files import BLOCK, disk_errors
 from scholaria_ops.process import run
+from scholaria_ops.sandbox.home import make_for
 from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.sandbox.tools import Tools
@@ -29,7 +30,7 @@ from scholaria_ops.stores.qdrant import room
 from scholaria_ops.stores.qdrant.load import upload
 from scholaria_ops.stores.qdrant.names import opens, version_tuple
 from scholaria_ops.stores.qdrant.points import GrpcSource, Source
-from scholaria_ops.stores.qdrant.rest import BadRequest, Rest, at
+from scholaria_ops.stores.qdrant.rest import BadRequest, NotFound, Rest, at
 from scholaria_ops.stores.qdrant.snapshot_file import opened
 
 _QUIET = {
@@ -117,8 +118,8 @@ class Scratch:
     def version(self) -> str:
         return self._running().version
 
-    def recover(self, path: Path, collection: str, *, compressed: bool) -> None:
-        """Open a snapshot file as ``collection``.
+    def recover(self, path: Path, collection: str, *, size: int, compressed: bool) -> None:
+        """Open a snapshot file of ``size`` bytes (uncompressed) as ``collection``.
 
         Raises:
             StoreError: the server does not take it; the message is the server's.
@@ -126,25 +127,35 @@ class Scratch:
         """
         if not self._running().running:
             self._start()
+        if self._memory is not None and not self._has_room(size):
+            self._close()
+            self._memory = None
+            self._start()
+        if not self._has_room(size):
+            raise self._full(path, size)
         try:
             with self._handed_over(path, compressed=compressed) as file:
                 self._recover(file, collection)
         except DiskFull as exc:
-            if self._memory is not None:
-                self._close()
-                self._memory = None
-                self._start()
-                self.recover(path, collection, compressed=compressed)
-                return
-            raise DiskFull(
-                f"no room for the scratch Qdrant server in {self._running().directory} to open {path.name} ({path.stat().st_size:,} bytes)",
-                hint="It needs about three times the size of the largest snapshot there; free space or move the scratch directory.",
-                store="qdrant",
-            ) from exc
-        except StoreUnavailable as exc:
-            if self._running().running:
-                raise
-            raise StoreError(f"the scratch server broke down while it opened {path.name}", store="qdrant") from exc
+            raise self._full(path, size) from exc
+        except StoreError as exc:
+            if not self._running().running:
+                raise StoreError(f"the scratch server broke down while it opened {path.name}", store="qdrant") from exc
+            if not self._has_room(size):  # servers do not always say that this is why they cannot unpack it
+                raise self._full(path, size) from exc
+            raise
+
+    def _has_room(self, size: int) -> bool:
+        return shutil.disk_usage(self._running().directory).free >= room.COPIES * size
+
+    def _full(self, path: Path, size: int) -> DiskFull:
+        directory = self._running().directory
+        return DiskFull(
+            f"no room for the scratch Qdrant server in {directory} to open {path.name}: {room.COPIES * size:,} bytes needed, "
+            f"{shutil.disk_usage(directory).free:,} bytes free",
+            hint="Free space there or move the scratch directory.",
+            store="qdrant",
+        )
 
     def forget(self, collection: str) -> None:
         """Delete a collection again, for its space. A server that cannot any more is replaced by the next :meth:`recover`."""
@@ -159,6 +170,8 @@ class Scratch:
             # A version may take files from nowhere but an upload; if the file itself is bad, this refuses it again.
             with file.open("rb") as content:
                 upload(self.rest, collection, content, file.stat().st_size, filename="scratch.snapshot", sha256=None, timeout_s=3600.0)
+            with contextlib.suppress(NotFound):
+                self.rest.delete(at(collection, "snapshots", "scratch.snapshot"), timeout_s=120.0, wait="true")
 
     @contextlib.contextmanager
     def _handed_over(self, path: Path, *, compressed: bool) -> Iterator[Path]:
@@ -169,7 +182,8 @@ class Scratch:
         """
         server = self._running()
         directory = server.directory / "snapshots"
-        directory.mkdir(exist_ok=True)
+        if not directory.exists():
+            make_for(directory, server.account)
         handed = directory / f"handed-over-{next(self._numbers)}.snapshot"
         try:
             if compressed or server.account is not None or not _linked(path, handed):

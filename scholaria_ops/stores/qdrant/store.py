@@ -80,14 +80,14 @@ class QdrantStore:
             present = sorted({*collections_of(rest), *aliases_of(rest)} & {*evidence.collections, *evidence.aliases})
             if present:
                 raise Refused(f"{rest.where} is not empty: {', '.join(present)}", hint="Restore into an empty server.", store="qdrant")
-            for artifact in (a for a in artifacts if a.kind == "snapshot"):
-                known = evidence.collections.get(artifact.subject)
+            for artifact in _snapshots(artifacts, evidence):
+                known = evidence.collections[artifact.subject]
                 done = recover_as(
                     rest,
                     directory / artifact.path,
                     artifact,
                     artifact.subject,
-                    expected_points=known.points if known and evidence.exact else None,
+                    expected_points=known.points if evidence.exact else None,
                     ctx=ctx,
                     timeout_s=_RECOVER_S,
                 )
@@ -127,3 +127,16 @@ class QdrantStore:
 
     def manual_restore(self, artifacts: Sequence[Artifact]) -> str:
         return manual.manual_restore(artifacts)
+
+
+def _snapshots(artifacts: Sequence[Artifact], evidence: QdrantEvidence) -> list[Artifact]:
+    """The snapshots, one for each collection of the evidence. Raises VerificationFailed if that is not what there is."""
+    found = [a for a in artifacts if a.kind == "snapshot"]
+    names = sorted(a.subject for a in found)
+    if names != sorted(evidence.collections):
+        raise VerificationFailed(
+            f"the set holds snapshots of {names} instead of {sorted(evidence.collections)}",
+            hint="Its Qdrant part is not whole.",
+            store="qdrant",
+        )
+    return found

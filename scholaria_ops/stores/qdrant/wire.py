@@ -22,6 +22,8 @@ SCROLL = "/qdrant.Points/Scroll"
 _SCALARS = frozenset((0x08, 0x11, 0x18, 0x22, 0x28))
 #: Tags of a ``RetrievedPoint``: id, an entry of the payload, vectors.
 _ID, _PAYLOAD, _VECTORS = 0x0A, 0x12, 0x22
+#: The tag of an unnamed vector among a point's vectors, and that of a number in an id.
+_UNNAMED, _NUMBER = 0x0A, 0x08
 _FLOAT_TAG = b"\x0d"
 
 Vectors = list[tuple[str, bytes]]
@@ -150,6 +152,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _point_id(message: bytes) -> PointId:
+    if message[:1] and message[0] == _NUMBER:
+        return _varint(message, 1)[0]
     found: PointId = 0
     for number, content, _ in _fields(message, 0, len(message)):
         found = content if number == 1 else str(uuid.UUID(content.decode()))
@@ -181,6 +185,10 @@ def _value(message: bytes) -> bytes:
 
 
 def _vectors(message: bytes) -> Vectors:
+    if message[:1] and message[0] == _UNNAMED:
+        size, at = _varint(message, 1)
+        if at + size == len(message):
+            return [("", _vector(message[at:]))]
     found: Vectors = []
     for number, content, _ in _fields(message, 0, len(message)):
         if number == 1:
