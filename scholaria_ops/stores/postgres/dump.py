@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from scholaria_ops.cancel import CancelToken
-from scholaria_ops.catalogue.artifacts import Artifact
+from scholaria_ops.catalogue.artifacts import Artifact, ArtifactKind
 from scholaria_ops.catalogue.evidence.postgres import ArchiveInventory, PostgresEvidence
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import StoreError, ToolFailed
@@ -172,17 +172,16 @@ def _linked(outer: CancelToken) -> Iterator[CancelToken]:
         yield inner
 
 
-def _artifact(written: Written, kind: str, subject: str, compression: str) -> Artifact:
-    fields: Mapping[str, object] = {
-        "store": "postgres",
-        "kind": kind,
-        "path": written.path.name,
-        "size_bytes": written.size,
-        "sha256": written.sha256,
-        "compression": compression,
-        "subject": subject,
-    }
-    return Artifact.model_validate(fields)
+def _artifact(written: Written, kind: ArtifactKind, subject: str, compression: str) -> Artifact:
+    return Artifact(
+        store="postgres",
+        kind=kind,
+        path=written.path.name,
+        size_bytes=written.size,
+        sha256=written.sha256,
+        compression=compression,
+        subject=subject,
+    )
 
 
 def _agreed(evidence: PostgresEvidence, inventory: ArchiveInventory, globals_: Written) -> PostgresEvidence:
