@@ -302,13 +302,13 @@ def test_a_snapshot_can_be_recovered_under_another_name(
 
 
 def test_a_nonce_tells_two_servers_apart(live: QdrantServer, empty_target: QdrantServer) -> None:
-    nonce = write_nonce(empty_target)
+    nonce = write_nonce(empty_target.connection)
     assert has_nonce(empty_target.connection, nonce)
     assert not has_nonce(live.connection, nonce)
-    remove_nonce(empty_target, nonce)
+    remove_nonce(empty_target.connection, nonce)
     assert not has_nonce(empty_target.connection, nonce)
     with pytest.raises(Refused):
-        remove_nonce(live, DOCUMENTS)
+        remove_nonce(live.connection, DOCUMENTS)
 
 
 def test_a_collection_in_strict_mode_is_measured_within_its_limits(box: Sandbox, tmp_path: Path, context_factory: ContextFactory) -> None:

@@ -14,7 +14,6 @@ from scholaria_ops.catalogue.artifacts import Artifact
 from scholaria_ops.connections import QdrantConnection
 from scholaria_ops.errors import OpsError, Refused, StoreError
 from scholaria_ops.files import BLOCK
-from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of, exact_count
 from scholaria_ops.stores.qdrant.names import opens, version_tuple
@@ -160,13 +159,13 @@ def alias_actions(aliases: Mapping[str, str]) -> dict[str, Any]:
     return {"actions": [{"create_alias": {"alias_name": a, "collection_name": c}} for a, c in sorted(aliases.items())]}
 
 
-def write_nonce(target: QdrantServer) -> str:
+def write_nonce(connection: QdrantConnection) -> str:
     """Make an empty collection with a random name on a target and return the name.
 
     Qdrant servers carry no identity. If this collection appears on the live server, target and live are the same.
     """
     name = NONCE_PREFIX + uuid.uuid4().hex
-    with Rest(target.connection) as rest:
+    with Rest(connection) as rest:
         rest.put(at(name), {"vectors": {"size": 1, "distance": "Dot"}}, timeout_s=60.0)
     return name
 
@@ -177,9 +176,9 @@ def has_nonce(connection: QdrantConnection, nonce: str) -> bool:
         return nonce in collections_of(rest)
 
 
-def remove_nonce(target: QdrantServer, nonce: str) -> None:
+def remove_nonce(connection: QdrantConnection, nonce: str) -> None:
     """Delete a nonce collection again. Refuses any other name."""
     if not nonce.startswith(NONCE_PREFIX):
         raise Refused(f"{nonce!r} is no nonce", store="qdrant")
-    with Rest(target.connection) as rest:
+    with Rest(connection) as rest:
         rest.delete(at(nonce), timeout_s=60.0)
