@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from scholaria_ops.catalogue.layout import (
     check_id,
     id_from_name,
     is_id,
+    label_instant,
 )
 from scholaria_ops.catalogue.legacy import LegacySet, read_legacy
 from scholaria_ops.catalogue.manifest import Manifest
@@ -84,6 +85,14 @@ class BackupSet:
         return cls(directory, manifest)
 
 
+def held_because(records: Sequence[Record]) -> str:
+    """Why a set with these records is held; empty if it is not."""
+    record = next((r for r in reversed(records) if r.event in {"held", "released"}), None)
+    return (
+        f"{record.detail.get('why') or 'no reason given'} ({record.by}, {record.at:%Y-%m-%d})" if record and record.event == "held" else ""
+    )
+
+
 @dataclass(frozen=True)
 class Entry:
     """One line of the catalogue."""
@@ -114,8 +123,14 @@ class Entry:
 
     @property
     def offsite_at(self) -> datetime | None:
-        record = self.last("shipped")
-        return record.at if record else None
+        """When the offsite copy was confirmed last, unless it was deleted since."""
+        standing = [r for r in self.records if r.event == "shipped" or (r.event == "deleted" and r.detail.get("place") == "offsite")]
+        return standing[-1].at if standing and standing[-1].event == "shipped" else None
+
+    @property
+    def held(self) -> str:
+        """Why it is held; empty if it is not."""
+        return held_because(self.records)
 
     @property
     def proven_at(self) -> datetime | None:
@@ -130,7 +145,8 @@ class Entry:
             return (self.set.manifest.cut_at.timestamp(), self.name)
         if self.legacy and self.legacy.instant:
             return (self.legacy.instant.timestamp(), self.name)
-        return (0.0, self.name)
+        # Damaged: nothing but the name tells when it was taken.
+        return (label_instant(self.id, UTC).timestamp() if self.id else 0.0, self.name)
 
 
 class Catalogue:
@@ -250,4 +266,4 @@ def expected_files(manifest: Manifest) -> set[str]:
     return {a.path for a in manifest.artifacts} | {MANIFEST, RESTORE_TEXT}
 
 
-__all__ = ["BackupSet", "Catalogue", "Entry", "Kind", "check_id", "expected_files", "parse_sums"]
+__all__ = ["BackupSet", "Catalogue", "Entry", "Kind", "check_id", "expected_files", "held_because", "parse_sums"]

@@ -94,7 +94,9 @@ def describe(entry: Entry) -> None:
     for name, reason in manifest.missing.items():
         out.print(f"[yellow]missing[/] {name}: {plain(reason)}")
     out.print(f"cut      {manifest.cut_at:%Y-%m-%d %H:%M:%S} UTC, stores {manifest.skew_s:.2f} s apart")
-    out.print(f"verified {when(entry.verified_at)}{f' ({entry.verified_level})' if entry.verified_at else ''}")
+    out.print(f"verified {f'{when(entry.verified_at)} ({entry.verified_level})' if entry.verified_at else _failed(entry)}")
+    out.print(f"offsite  {when(entry.offsite_at)}")
+    out.print(f"proven   {when(entry.proven_at)}")
     out.print(f"by       {manifest.origin.requested_by}{f': {manifest.origin.note}' if manifest.origin.note else ''}", markup=False)
     out.print(f"path     {entry.directory}", markup=False)
     for name, part in manifest.parts():

@@ -9,10 +9,12 @@ from pydantic import SecretStr
 from scholaria_ops.cli.common import JsonOption, services
 from scholaria_ops.cli.main import app
 from scholaria_ops.cli.output import emit_json, out, plain, print_table, showing_progress
-from scholaria_ops.errors import OpsError, Refused
+from scholaria_ops.errors import OffsiteError, OpsError, Refused
 from scholaria_ops.humane import human_bytes
+from scholaria_ops.offsite.base import TargetFacts
 from scholaria_ops.operations.preflight import Preflight
 from scholaria_ops.operations.preflight import preflight as preflight_operation
+from scholaria_ops.operations.services import Services
 from scholaria_ops.settings import Settings, load_settings, variable_names
 
 
@@ -44,11 +46,16 @@ def check(as_json: JsonOption = False) -> None:
         here.check_directory()
         with here.context("check") as ctx:
             result = preflight_operation(here, ctx)
+        place = _offsite(here)
     problems: list[OpsError] = [*result.refusals.values(), *([result.room] if result.room else [])]
+    if isinstance(place, OpsError):
+        problems.append(place)
     if as_json:
         emit_json("check", _json(result, problems))
     else:
         _print(result, problems)
+        if isinstance(place, TargetFacts):
+            out.print(f"[green]ready[/] offsite  {plain('; '.join(f'{k}: {v}' for k, v in place.details.items()))}")
     if problems:
         raise (
             problems[0]
@@ -57,15 +64,26 @@ def check(as_json: JsonOption = False) -> None:
         )
 
 
+def _offsite(here: Services) -> TargetFacts | OpsError | None:
+    """What the offsite place says, or why it cannot be used; None if none is set."""
+    if here.offsite is None:
+        return None
+    try:
+        return here.offsite.preflight(cancel=here.cancel)
+    except OpsError as exc:
+        return exc
+
+
 def _print(result: Preflight, problems: list[OpsError]) -> None:
     for name, facts in result.facts.items():
-        details = "; ".join(f"{k}: {v}" for k, v in facts.details.items())
         out.print(f"[green]ready[/] {name} {facts.server_version}", end="")
-        out.print(f"  {details}", markup=False)
+        out.print("")
+        for label, value in facts.details.items():
+            out.print(f"  {label}: {value}", markup=False)
         for warning in facts.warnings:
             out.print(f"  note: {warning}", markup=False)
     for problem in problems:
-        out.print(f"[bold red]not ready[/] {problem.store or 'here'}", end="")
+        out.print(f"[bold red]not ready[/] {problem.store or ('offsite' if isinstance(problem, OffsiteError) else 'here')}", end="")
         out.print(f"  {problem.message}", markup=False)
         if problem.hint:
             out.print(f"  → {problem.hint}", markup=False)

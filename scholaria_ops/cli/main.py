@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from scholaria_ops import __version__
-from scholaria_ops.cli.output import emit_json, err
+from scholaria_ops.cli.output import emit_json, err, json_was_emitted
 from scholaria_ops.errors import (
     AuthenticationFailed,
     Busy,
@@ -25,6 +25,8 @@ from scholaria_ops.errors import (
 )
 from scholaria_ops.settings import ENV_FILE_VARIABLE
 
+#: As shells report a program that Ctrl-C ended.
+_STOPPED = 130
 #: Error class → exit code; the first match counts. Documented in docs/commands.md.
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (UsageError, 2),
@@ -33,8 +35,8 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (Refused, 4),
     (AuthenticationFailed, 1),
     (Busy, 5),
-    (Cancelled, 130),
-    (KeyboardInterrupt, 130),
+    (Cancelled, _STOPPED),
+    (KeyboardInterrupt, _STOPPED),
     (OpsError, 1),
 )
 
@@ -73,20 +75,25 @@ def exit_code(error: BaseException) -> int:
 
 def main() -> None:
     """Entry point of the ``scholaria-ops`` command."""
-    from scholaria_ops.cli import commands  # noqa: F401 - registers the commands
 
     def stop(signum: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(signum).name)
 
-    signal.signal(signal.SIGTERM, stop)
     try:
-        app(standalone_mode=False)
+        signal.signal(signal.SIGTERM, stop)
+        from scholaria_ops.cli import commands  # noqa: F401 - registers the commands
+
+        # Outside its standalone mode the framework *returns* the code of an early end, an interruption among them.
+        result = app(standalone_mode=False)
+        if result == _STOPPED:
+            raise KeyboardInterrupt
+        sys.exit(result if isinstance(result, int) else 0)
+    except KeyboardInterrupt:
+        err.print("stopped; nothing half done was left behind")
+        sys.exit(_STOPPED)
     except OpsError as exc:
         _complain(exc)
         sys.exit(exit_code(exc))
-    except KeyboardInterrupt:
-        err.print("stopped; nothing half done was left behind")
-        sys.exit(130)
     except typer.Exit as exc:
         sys.exit(exc.exit_code)
     except Exception as exc:
@@ -99,7 +106,7 @@ def main() -> None:
 
 
 def _complain(error: OpsError) -> None:
-    if "--json" in sys.argv:
+    if "--json" in sys.argv and not json_was_emitted():
         emit_json("error", {"error": {"code": error.code, "message": error.message, "hint": error.hint, "store": error.store}})
         return
     where = f"{error.store}: " if error.store else ""

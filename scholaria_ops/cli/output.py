@@ -18,15 +18,24 @@ from rich.table import Table
 
 from scholaria_ops.progress import Progress
 
-#: Width of tables when nobody looks at a terminal: wide enough not to fold paths and addresses.
-_PIPED_WIDTH = 180
+#: Width of tables when nobody looks at a terminal: nothing is folded then, so that lines can be searched.
+_PIPED_WIDTH = 10_000
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+_emitted: list[str] = []
+
+
+def json_was_emitted() -> bool:
+    """Whether this command has printed its document already: there is never a second one."""
+    return bool(_emitted)
+
+
 def emit_json(command: str, content: Mapping[str, Any]) -> None:
     """Print one document; ``schema`` changes its number when a field is removed or changes its meaning."""
+    _emitted.append(command)
     document = {"schema": f"scholaria-ops/{command}/1", **content}
     sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2, default=_plain) + "\n")
     sys.stdout.flush()

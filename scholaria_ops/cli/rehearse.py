@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +61,7 @@ def print_proof(set_id: str, record: Record) -> None:
     word = {"proven": "All checks passed", "failed": "The set did not come back equal"}.get(verdict, "Not everything could be judged here")
     out.print(f"{mark} {word} in {_minutes(detail['rto_s'])} (RTO); the cut was {_minutes(detail['rpo_s'])} old (RPO)")
     if detail.get("kept_file") and Path(detail["kept_file"]).is_file():
-        out.print(f"The servers stay up until {detail['kept_until']}:", markup=False)
+        out.print(f"The servers stay up until {datetime.fromisoformat(detail['kept_until']):%Y-%m-%d %H:%M} UTC:", markup=False)
         out.print(Path(detail["kept_file"]).read_text(), markup=False)
 
 

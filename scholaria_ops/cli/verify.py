@@ -10,6 +10,7 @@ from scholaria_ops.catalogue.sets import Entry, Kind
 from scholaria_ops.cli.common import JsonOption, SetArgument, run, services
 from scholaria_ops.cli.main import app
 from scholaria_ops.cli.output import emit_json, err, out, plain, print_table, showing_progress
+from scholaria_ops.operations.offsite import offsite_sets
 from scholaria_ops.operations.verify import VerifyReport
 from scholaria_ops.operations.verify import verify as verify_operation
 from scholaria_ops.pipeline.assets_verified import check_level
@@ -83,9 +84,17 @@ def report_json(report: VerifyReport) -> dict[str, Any]:
 def sync(as_json: JsonOption = False) -> None:
     """Make Dagster's partition grid show what is on disk (after a move, or on a new machine)."""
     run_id = run("sync")
-    entries = services().catalogue.entries()
-    sealed = [e for e in entries if e.kind is Kind.SEALED]
+    here = services()
+    entries = here.catalogue.entries()
+    sealed = {e.id for e in entries if e.kind is Kind.SEALED}
+    offsite = {s.id for s in offsite_sets(here)} if here.offsite else set()
+    left_out = len(entries) - len(sealed)
     if as_json:
-        emit_json("sync", {"run_id": run_id, "sealed": len(sealed), "left_out": len(entries) - len(sealed)})
+        emit_json("sync", {"run_id": run_id, "sealed": len(sealed), "offsite": len(offsite), "left_out": left_out})
         return
-    out.print(f"Dagster shows {len(sealed)} sets; {len(entries) - len(sealed)} other directories left out (`scholaria-ops list`).")
+    shown = len(sealed | offsite)
+    out.print(f"Dagster shows {shown} {'set' if shown == 1 else 'sets'}: {len(sealed)} here, {len(offsite)} offsite.")
+    for set_id in sorted(offsite - {s for s in sealed if s}):
+        out.print(f"{set_id} stands offsite only: bring it here with `scholaria-ops fetch {set_id}`.")
+    if left_out:
+        out.print(f"{left_out} other {'directory' if left_out == 1 else 'directories'} left out (`scholaria-ops list` says why).")

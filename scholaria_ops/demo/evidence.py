@@ -17,7 +17,7 @@ def print_evidence(entry: Entry) -> None:
     if shipped:
         detail = shipped.detail
         how = f"{human_bytes(detail['bytes'])} in {detail['seconds']:.1f} s to {detail['where']}"
-        out.print(f"offsite  {how}, confirmed by {detail['confirmed_by']}", markup=False)
+        out.print(f"shipped  {how}, confirmed by {detail['confirmed_by']}", markup=False)
     out.print("")
     rehearsed = entry.last("rehearsed")
     if rehearsed:

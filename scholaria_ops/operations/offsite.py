@@ -153,7 +153,9 @@ def offsite_manifest(services: Services, set_id: str) -> Manifest:
     """The manifest of an offsite set."""
     target = target_of(services)
     name = f"{SET_PREFIX}{check_id(set_id)}"
-    return Manifest.from_bytes(target.read_small(name, MANIFEST, cancel=services.cancel), source=f"{target.where}/{name}/{MANIFEST}")
+    return Manifest.from_bytes(
+        target.read_small(name, MANIFEST, cancel=services.cancel), source=f"{target.where.rstrip('/')}/{name}/{MANIFEST}"
+    )
 
 
 def fetch(services: Services, reference: str, *, run_id: str = "") -> Entry:
@@ -167,7 +169,11 @@ def fetch(services: Services, reference: str, *, run_id: str = "") -> Entry:
     with services.locked(f"fetch {set_id}"):
         layout = services.catalogue.layout
         if layout.sealed(set_id).exists():
-            raise UsageError(f"the set {set_id} is here already", hint=f"`scholaria-ops verify {set_id}` tells whether it is sound.")
+            raise UsageError(
+                f"the set {set_id} is here already",
+                hint=f"`scholaria-ops verify {set_id}` tells whether it is sound. To replace a damaged one, move it away first: "
+                f"mv {layout.sealed(set_id)} {layout.root}/damaged-{set_id}",
+            )
         _merge_records(services, set_id)
         with services.context(f"fetch-{set_id}") as ctx, staging(layout, set_id) as stage:
             report = _download(services, set_id, stage.path, ctx)
@@ -175,6 +181,18 @@ def fetch(services: Services, reference: str, *, run_id: str = "") -> Entry:
             rename_durably(stage.path, layout.sealed(set_id))
         services.catalogue.records.append(
             set_id, "fetched", run_id=run_id, where=target_of(services).where, bytes=report.size_bytes, seconds=round(report.seconds, 3)
+        )
+        # Every byte was compared with what was sealed while it was written.
+        services.catalogue.records.append(
+            set_id,
+            "verified",
+            run_id=run_id,
+            level="hash",
+            passed=True,
+            seconds=round(report.seconds, 3),
+            bytes=report.size_bytes,
+            failed=[],
+            unjudged=[],
         )
     return services.catalogue.find(set_id)
 
@@ -197,7 +215,7 @@ def _download(services: Services, set_id: str, into: Path, ctx: Context) -> Fetc
     """Checksums first, judged by the record of the sealing; then every file, judged by the checksums."""
     target, name = target_of(services), f"{SET_PREFIX}{check_id(set_id)}"
     data = target.read_small(name, SUMS, cancel=ctx.cancel)
-    sums = parse_sums(data, source=f"{target.where}/{name}/{SUMS}")
+    sums = parse_sums(data, source=f"{target.where.rstrip('/')}/{name}/{SUMS}")
     sealed = services.catalogue.records.last(set_id, "sealed")
     expected = dict(sums)
     own = str(sealed.detail.get("sums_sha256", "")) if sealed else ""

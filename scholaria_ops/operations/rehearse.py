@@ -20,7 +20,7 @@ from scholaria_ops.catalogue.evidence.base import STORE_NAMES, Difference, Store
 from scholaria_ops.catalogue.evidence.redis import RedisEvidence
 from scholaria_ops.catalogue.manifest import Manifest
 from scholaria_ops.catalogue.sets import BackupSet, Entry
-from scholaria_ops.errors import OpsError, Refused, UsageError
+from scholaria_ops.errors import OpsError, Refused, UsageError, VerificationFailed
 from scholaria_ops.files import write_private
 from scholaria_ops.operations.isolation import check_isolation
 from scholaria_ops.operations.services import Services
@@ -73,6 +73,35 @@ class RehearsalReport:
     def needs(self) -> str:
         """What a verdict ``unproven`` would need."""
         return "; ".join(f"{s.store}: {s.detail}" for s in self.stores if s.verdict == "unproven")
+
+
+class RehearsalFailed(VerificationFailed):
+    """A set did not come back equal: do not rely on it."""
+
+    code = "rehearsal_failed"
+
+
+class RehearsalUnproven(Refused):
+    """Nobody here could judge the set in full."""
+
+    code = "rehearsal_unproven"
+
+
+def raise_unless_proven(report: RehearsalReport) -> None:
+    """Raise :class:`RehearsalFailed` or :class:`RehearsalUnproven` with what stands against the proof."""
+    lines = "; ".join(f"{s.store}: {s.detail}" for s in report.stores if s.verdict != "proven")
+    absent = [name for name in STORE_NAMES if name not in {s.store for s in report.stores}]
+    if absent:
+        lines = "; ".join(filter(None, [lines, f"not in the set: {', '.join(absent)}"]))
+    if report.verdict == "failed":
+        raise RehearsalFailed(
+            f"the set {report.set_id} did not come back equal: {lines}",
+            hint="Rehearse an older set, and find out what damaged this one.",
+        )
+    if report.verdict == "unproven":
+        raise RehearsalUnproven(
+            f"the set {report.set_id} is neither proven nor broken: {lines}", hint="Provide what is missing and rehearse again."
+        )
 
 
 def rehearse(

@@ -31,7 +31,15 @@ def restore_text(manifest: Manifest, sections: Mapping[StoreName, str]) -> str:
         part = manifest.part(name)
         version = part.evidence.server_version if part else "?"
         title = f"{number}. {_TITLES[name]} (taken from version {version})"
-        lines += [title, "-" * len(title), "", text.strip("\n"), ""]
+        lines += [title, "-" * len(title), "", _without_title(text), ""]
     for name, reason in manifest.missing.items():
         lines += [f"{_TITLES[name]} is NOT in this set: {reason.splitlines()[0]}", ""]
     return "\n".join(lines)
+
+
+def _without_title(text: str) -> str:
+    """A store's section without a heading of its own: this text numbers and titles the sections."""
+    lines = text.strip("\n").split("\n")
+    if len(lines) > 1 and lines[1] and not lines[1].strip("=-"):
+        lines = lines[2:]
+    return "\n".join(lines).strip("\n")

@@ -68,6 +68,8 @@ class Services:
     @contextlib.contextmanager
     def context(self, label: str, **more: Any) -> Iterator[Context]:
         """A store context with a scratch directory of its own, removed at the end."""
+        for line in reap_scratch(self.settings.scratch_root):
+            self.progress.say(line)
         with scratch_directory(self.settings.scratch_root, label) as scratch:
             yield Context(
                 scratch=scratch, ledger=self.ledger, tools=self.tools, cancel=self.cancel, progress=self.progress, log=self.log, **more

@@ -37,7 +37,7 @@ class Finding:
 
     @property
     def name(self) -> str:
-        return f"{self.subject}: {self.check.name}"
+        return f"{self.subject}: {self.check.name.removeprefix(f'{self.subject}: ')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,4 +86,4 @@ def check_tier(value: str) -> Tier:
     for tier in TIERS:
         if tier == value:
             return tier
-    raise ConfigError(f"tier {value!r} does not exist", hint=f"Use one of: {', '.join(TIERS)}.")
+    raise ConfigError(f"tier {value!r} does not exist", hint=f"Use one of: {', '.join(t for t in TIERS if t != 'pre_restore')}.")

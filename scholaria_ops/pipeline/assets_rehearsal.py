@@ -7,7 +7,7 @@ import dagster as dg
 
 from scholaria_ops.errors import ConfigError
 from scholaria_ops.operations.offsite import push_records
-from scholaria_ops.operations.rehearse import RehearsalReport, Source, rehearse
+from scholaria_ops.operations.rehearse import RehearsalReport, Source, raise_unless_proven, rehearse
 from scholaria_ops.pipeline.assets_live import OWNERS
 from scholaria_ops.pipeline.assets_offsite import OFFSITE
 from scholaria_ops.pipeline.errors import as_failure
@@ -43,13 +43,8 @@ def restored(context: dg.AssetExecutionContext, config: RehearsalConfig, estate:
         push_records(services, report.set_id)
     if report.kept_file:
         context.log.info("The servers stay up until %s; how to connect: %s", report.kept_until, report.kept_file)
-    if report.verdict != "proven":
-        raise dg.Failure(
-            description=f"verdict: {report.verdict}. "
-            + "; ".join(f"{s.store}: {s.detail}" for s in report.stores if s.verdict != "proven"),
-            metadata=report_metadata(report),
-            allow_retries=False,
-        )
+    with as_failure(report_metadata(report)):
+        raise_unless_proven(report)
     return dg.MaterializeResult(asset_key=RESTORED, metadata=report_metadata(report))
 
 

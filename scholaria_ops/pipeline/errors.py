@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -12,12 +12,15 @@ from scholaria_ops.errors import OpsError
 
 
 @contextlib.contextmanager
-def as_failure() -> Iterator[None]:
-    """Turn an :class:`OpsError` inside the block into a ``dagster.Failure`` that keeps its text, code and hint."""
+def as_failure(shown: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Turn an :class:`OpsError` inside the block into a ``dagster.Failure`` that keeps its text, code and hint.
+
+    ``shown`` is further metadata, for example the numbers of a report that did not turn out well.
+    """
     try:
         yield
     except OpsError as exc:
-        metadata: dict[str, Any] = {"code": exc.code}
+        metadata: dict[str, Any] = {"code": exc.code, **(shown or {})}
         if exc.store:
             metadata["store"] = exc.store
         if exc.hint:

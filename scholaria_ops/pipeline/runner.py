@@ -10,10 +10,11 @@ from typing import Any
 
 import dagster as dg
 import yaml
+from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.instance import InstanceRef
 
 from scholaria_ops.catalogue.records import whoami
-from scholaria_ops.errors import ConfigError, OpsError
+from scholaria_ops.errors import Cancelled, ConfigError, OpsError
 from scholaria_ops.pipeline.partitions import add_partition
 from scholaria_ops.pipeline.resources import reporting_to
 from scholaria_ops.progress import Progress
@@ -98,6 +99,8 @@ def run_job(
                 run_config=run_config,
                 tags={**_REPOSITORY_TAG, "scholaria/started_by": f"command line, {whoami()}", **(tags or {})},
             )
+    except DagsterExecutionInterruptedError:
+        raise Cancelled("stopped by a signal; nothing half done was left behind") from None
     except dg.Failure as exc:
         if isinstance(exc.__cause__, OpsError):
             raise exc.__cause__ from None

@@ -9,9 +9,11 @@ from typing import Any
 import dagster as dg
 
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES
+from scholaria_ops.catalogue.ids import RESERVATION_VALID
 from scholaria_ops.catalogue.manifest import Manifest
 from scholaria_ops.catalogue.records import Record
 from scholaria_ops.catalogue.sets import Kind
+from scholaria_ops.errors import VerificationFailed
 from scholaria_ops.operations.offsite import offsite_manifest, offsite_sets
 from scholaria_ops.operations.services import Services
 from scholaria_ops.pipeline.assets_backup import SEALED, VERIFIED, backup_key
@@ -79,8 +81,10 @@ def sync_catalogue(services: Services, instance: dg.DagsterInstance) -> SyncResu
                 result.reported += 1
     recorded = services.catalogue.records.ids()
     for set_id in sorted(known - sets.keys() - _in_flight(instance)):
-        # An id that is reserved and was never sealed may be about to run.
-        if set_id not in recorded or services.catalogue.records.last(set_id, "sealed"):
+        # An id that is reserved and was never sealed may be about to run; after a while it never will.
+        reserved = services.catalogue.records.last(set_id, "reserved")
+        waits = reserved and services.now() - reserved.at < RESERVATION_VALID
+        if set_id not in recorded or services.catalogue.records.last(set_id, "sealed") or not waits:
             instance.delete_dynamic_partition(str(BACKUPS.name), set_id)
             result.removed.append(set_id)
     return result
@@ -105,8 +109,15 @@ def _offsite_only(services: Services, local: Mapping[str, _Known], result: SyncR
         return {}
     found: dict[str, _Known] = {}
     for remote in offsite_sets(services):
-        if remote.id not in local:
-            found[remote.id] = _Known(offsite_manifest(services, remote.id), f"{services.offsite.where}/{remote.name}", remote.records)
+        if remote.id in local:
+            continue
+        try:
+            manifest = offsite_manifest(services, remote.id)
+        except VerificationFailed as exc:
+            # One damaged set offsite must not keep a new machine from seeing all the others.
+            result.skipped[f"{remote.name} (offsite)"] = exc.message
+            continue
+        found[remote.id] = _Known(manifest, f"{services.offsite.where.rstrip('/')}/{remote.name}", remote.records)
     result.offsite_only = len(found)
     return found
 

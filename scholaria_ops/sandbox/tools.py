@@ -177,7 +177,7 @@ def _explicit_pg(bin_dir: Path) -> tuple[Path, Mapping[str, str]]:
 def _pg_candidates() -> Iterator[Path]:
     """Directories that may hold PostgreSQL programs: PATH, then the distributions' own places, production's major first."""
     for entry in _path_entries():
-        if (entry / "pg_dump").exists():
+        if os.access(entry / "pg_dump", os.X_OK):  # also False for a directory that we may not look into
             yield entry
     majors = {int(p.name): p / "bin" for p in _DEBIAN_PG.glob("[0-9]*") if p.name.isdigit()}
     majors.update({int(p.name[6:]): p / "bin" for p in _RPM_PG.glob("pgsql-[0-9]*") if p.name[6:].isdigit()})

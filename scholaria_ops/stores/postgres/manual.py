@@ -9,7 +9,7 @@ from scholaria_ops.catalogue.artifacts import Artifact
 from scholaria_ops.stores.postgres.inspect import require
 
 _TEXT = """\
-You need psql, createdb and pg_restore of PostgreSQL {major} or newer{zstd}, and a superuser of the target server:
+You need psql, createdb and pg_restore of PostgreSQL, {major}{zstd}, and a superuser of the target server:
 
     export PGHOST=localhost PGPORT=5432 PGUSER=postgres PGPASSWORD=...
 
@@ -28,6 +28,12 @@ You need psql, createdb and pg_restore of PostgreSQL {major} or newer{zstd}, and
     createdb --template=template0 {side}
     pg_restore --exit-on-error --jobs=2 --dbname={side} {dump}
 
+   A database made so has none of the old one's owner, settings and grants: everybody may connect. They are in the dump,
+   under the old database's name; once the new database bears that name, bring them back:
+
+    pg_restore --create --schema-only --file=- {dump} > database.sql
+    grep -E '^(ALTER DATABASE|ALTER ROLE .* IN DATABASE|(GRANT|REVOKE) .* ON DATABASE)' database.sql | psql -q -d postgres
+
    "invalid locale name" with the first way means that the server lacks the old server's locale: take the second way.
    "role ... does not exist" means that step 1 was left out. A missing extension has to be installed on the server.
 
@@ -44,7 +50,7 @@ def manual_restore(artifacts: Sequence[Artifact], major: int | None = None) -> s
     dump, globals_ = require(artifacts, "dump"), require(artifacts, "globals")
     zstd = " (built with zstd, as the official packages are)" if dump.compression == "zstd" else ""
     return _TEXT.format(
-        major=major or "the same major version",
+        major=f"{major} or newer" if major else "of at least the major version named above",
         zstd=zstd,
         dump=shlex.quote(dump.path),
         globals=shlex.quote(globals_.path),
