@@ -11,7 +11,7 @@ import pytest
 
 from scholaria_ops.catalogue.lock import current_holder
 from scholaria_ops.catalogue.sets import Catalogue, Kind
-from scholaria_ops.process import Daemon, process_start_time, start_daemon
+from scholaria_ops.process import Daemon, pipe, process_start_time, start_daemon
 from scholaria_ops.sandbox.sample import SampleStack
 from scholaria_ops_tests.cli.conftest import COMMAND, Command
 from scholaria_ops_tests.operations.support import processes_of, sandbox_nonces
@@ -62,19 +62,26 @@ def test_f04_f46_f83_killed_at_any_moment_the_next_run_cleans_up(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_f83_a_stopped_run_takes_everything_back_itself(
-    home: Path, env_file: Path, sample_stack: SampleStack, tmp_path: Path, signum: signal.Signals
+@pytest.mark.parametrize("delay_s", [0.0, 0.4, 1.0])
+def test_f83_a_stopped_run_takes_everything_back_itself_and_says_so(
+    home: Path, env_file: Path, sample_stack: SampleStack, tmp_path: Path, signum: signal.Signals, delay_s: float
 ) -> None:
     backups = tmp_path / "backups"
-    daemon = _started(home, env_file, tmp_path / "log")
-    _at_work(backups, daemon)
-    time.sleep(0.3)
-    nonces = sandbox_nonces(backups / ".scratch")
-    os.kill(daemon.pid, signum)
-    _gone(daemon)
-    assert all(e.kind is Kind.SEALED for e in Catalogue(backups).entries())
+    with pipe([str(COMMAND), "--env-file", str(env_file), "backup"], env={"DAGSTER_HOME": str(home)}, cwd=home) as running:
+        start_time = process_start_time(running.child.pid)
+        assert start_time is not None
+        _at_work(backups, Daemon(running.child.pid, start_time))
+        time.sleep(delay_s)
+        nonces = sandbox_nonces(backups / ".scratch")
+        os.kill(running.child.pid, signum)
+        code = running.child.wait(30)
+        told = running.stderr_tail
+    sealed = Catalogue(backups).entries()
+    assert all(e.kind is Kind.SEALED for e in sealed)
+    assert code == 130, told
+    assert "stopped" in told
+    assert "Traceback" not in told
     assert snapshots_on(sample_stack) == []
     assert processes_of(nonces) == []
     assert [p for d in (".scratch", ".staging") if (backups / d).exists() for p in (backups / d).iterdir()] == []
     assert current_holder(backups / ".state" / "estate.lock") is None
-    assert process_start_time(daemon.pid) != daemon.start_time
