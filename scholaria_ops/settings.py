@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import urllib.parse
 import zoneinfo
 from collections.abc import Mapping
@@ -26,6 +27,12 @@ from scholaria_ops.errors import ConfigError
 ENV_FILE_VARIABLE = "SCHOLARIA_OPS_ENV_FILE"
 #: Names beginning with this must be known.
 _GUARDED_PREFIX = "BACKUP_"
+#: Field → the name that the operators' older scripts used; accepted with a notice.
+_OLD_NAMES = {"daily_retention": "DAILY_RETENTION", "weekly_retention": "WEEKLY_RETENTION", "monthly_retention": "MONTHLY_RETENTION"}
+_EVERY_MONTH_HAS = 28
+#: Lowest and highest number in each field of a cron string: minute, hour, day of month, month, day of week.
+_CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+_CRON_PART = re.compile(r"(?:\*|(\d{1,2})(?:-(\d{1,2}))?)(?:/([1-9]\d?))?")
 
 
 def _named(*names: str, default: Any = ..., description: str, **more: Any) -> Any:
@@ -114,6 +121,42 @@ class Settings(BaseSettings):
     redis_server: Path | None = _named("REDIS_SERVER", default=None, description="redis-server for scratch loads and rehearsals")
     qdrant_bin: Path | None = _named("QDRANT_BIN", default=None, description="qdrant for scratch loads and rehearsals")
 
+    # Schedules
+    daily_cron: str = _named("BACKUP_DAILY_CRON", default="0 2 * * *", description="When the daily set is taken (cron, in BACKUP_TIMEZONE)")
+    weekly_cron: str = _named("BACKUP_WEEKLY_CRON", default="0 3 * * 0", description="When the weekly set is taken (cron)")
+    monthly_cron: str = _named("BACKUP_MONTHLY_CRON", default="0 4 1 * *", description="When the monthly set is taken (cron)")
+
+    # Retention
+    daily_retention: int = _named(
+        "BACKUP_DAILY_RETENTION", "DAILY_RETENTION", default=7, ge=1, le=36500, description="Days that daily sets stay"
+    )
+    weekly_retention: int = _named(
+        "BACKUP_WEEKLY_RETENTION", "WEEKLY_RETENTION", default=30, ge=1, le=36500, description="Days that weekly sets stay"
+    )
+    monthly_retention: int = _named(
+        "BACKUP_MONTHLY_RETENTION", "MONTHLY_RETENTION", default=365, ge=1, le=36500, description="Days that monthly sets stay"
+    )
+    manual_retention: int = _named(
+        "BACKUP_MANUAL_RETENTION", "RETENTION_DAYS", default=30, ge=1, le=36500, description="Days that sets taken by hand stay"
+    )
+    pre_restore_retention: int = _named(
+        "BACKUP_PRE_RESTORE_RETENTION", default=30, ge=1, le=36500, description="Days that safety sets taken before a restore stay"
+    )
+    partial_retention: int = _named(
+        "BACKUP_PARTIAL_RETENTION", default=7, ge=1, le=36500, description="Days that partial sets stay once a later whole one is verified"
+    )
+    daily_minimum: int = _named(
+        "BACKUP_DAILY_MINIMUM", default=3, ge=1, description="So many of the newest verified daily sets stay whatever their age"
+    )
+    weekly_minimum: int = _named("BACKUP_WEEKLY_MINIMUM", default=2, ge=1, description="The same of weekly sets")
+    monthly_minimum: int = _named("BACKUP_MONTHLY_MINIMUM", default=2, ge=1, description="The same of monthly sets")
+    manual_minimum: int = _named("BACKUP_MANUAL_MINIMUM", default=1, ge=1, description="The same of sets taken by hand")
+    retention_apply_from_ui: bool = _named(
+        "BACKUP_RETENTION_APPLY_FROM_UI",
+        default=False,
+        description="Whether a plan may be applied from the Dagster UI, by its digest; the UI knows no users",
+    )
+
     # Offsite
     s3_bucket: str | None = _named(
         "BACKUP_S3_BUCKET", default=None, description="Bucket of the offsite copies; without it nothing leaves the house"
@@ -161,6 +204,11 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is no IANA time zone" + (f"; did you mean {near[0]}?" if near else "")) from None
         return value
 
+    @field_validator("daily_cron", "weekly_cron", "monthly_cron")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        return check_cron(value)
+
     @field_validator("backup_dir", "scratch_dir")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -173,6 +221,18 @@ class Settings(BaseSettings):
     def provenance(self) -> Mapping[str, str]:
         """Field name → where its value came from: ``environment (NAME)``, ``.env path (NAME)`` or ``default``."""
         return self._provenance
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Things about the settings that are accepted and should be changed or known."""
+        told = []
+        for field, old in _OLD_NAMES.items():
+            if self.provenance.get(field, "").endswith(f"({old})"):
+                told.append(f"{old} is an old name; call it {variable_names(field)[0]}")
+        day = self.monthly_cron.split()[2]
+        if day.isdigit() and int(day) > _EVERY_MONTH_HAS:
+            told.append(f"BACKUP_MONTHLY_CRON names day {day}: months without it get no monthly set")
+        return tuple(told)
 
     @property
     def timezone(self) -> zoneinfo.ZoneInfo:
@@ -229,6 +289,20 @@ class Settings(BaseSettings):
         found = [v.get_secret_value() for v in self.__dict__.values() if isinstance(v, SecretStr)]
         found.append(self.redis.password.get_secret_value())
         return tuple(s for s in found if s)
+
+
+def check_cron(value: str) -> str:
+    """Return a cron string of five fields of numbers, ``*``, ranges, lists and steps; raises ValueError naming the wrong field."""
+    fields = value.split()
+    if len(fields) != len(_CRON_RANGES):
+        raise ValueError(f"{value!r} has {len(fields)} fields; a cron string has five, for example 0 2 * * *")
+    for text, (low, high) in zip(fields, _CRON_RANGES, strict=True):
+        for part in text.split(","):
+            match = _CRON_PART.fullmatch(part)
+            numbers = [int(n) for n in match.groups()[:2] if n] if match else []
+            if match is None or numbers != sorted(numbers) or any(not low <= n <= high for n in numbers):
+                raise ValueError(f"{part!r} in {value!r} is no number, range or step from {low} to {high}")
+    return " ".join(fields)
 
 
 def _from_redis_url(url: str, parts: RedisConnection) -> RedisConnection:

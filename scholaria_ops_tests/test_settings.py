@@ -87,3 +87,31 @@ def test_every_setting_has_a_description_and_a_unique_name() -> None:
     names = [name for field in Settings.model_fields for name in variable_names(field)]
     assert len(names) == len(set(names))
     assert all(info.description for info in Settings.model_fields.values())
+
+
+def test_retention_has_its_defaults_and_accepts_the_old_names_with_a_notice() -> None:
+    settings = load_settings({})
+    assert (settings.daily_retention, settings.weekly_retention, settings.monthly_retention) == (7, 30, 365)
+    assert not settings.notices
+    settings = load_settings({"DAILY_RETENTION": "9", "WEEKLY_RETENTION": "40", "BACKUP_MONTHLY_RETENTION": "400", "RETENTION_DAYS": "12"})
+    assert (settings.daily_retention, settings.weekly_retention, settings.monthly_retention, settings.manual_retention) == (9, 40, 400, 12)
+    assert settings.notices == (
+        "DAILY_RETENTION is an old name; call it BACKUP_DAILY_RETENTION",
+        "WEEKLY_RETENTION is an old name; call it BACKUP_WEEKLY_RETENTION",
+    )
+    with pytest.raises(ConfigError, match="BACKUP_DAILY_RETENTION='0'"):
+        load_settings({"BACKUP_DAILY_RETENTION": "0"})
+
+
+@pytest.mark.parametrize(
+    "wrong", ["2 * * *", "60 2 * * *", "0 24 * * *", "0 2 0 * *", "0 2 * 13 *", "0 2 * * 8", "@daily", "5-1 * * * *", "*/0 * * * *"]
+)
+def test_a_wrong_cron_string_is_refused(wrong: str) -> None:
+    with pytest.raises(ConfigError, match="BACKUP_DAILY_CRON"):
+        load_settings({"BACKUP_DAILY_CRON": wrong})
+
+
+def test_cron_strings_are_tidied_and_a_day_that_not_every_month_has_is_noticed() -> None:
+    settings = load_settings({"BACKUP_DAILY_CRON": " 30   1-5/2 1,15 * 1-5 ", "BACKUP_MONTHLY_CRON": "0 4 31 * *"})
+    assert settings.daily_cron == "30 1-5/2 1,15 * 1-5"
+    assert settings.notices == ("BACKUP_MONTHLY_CRON names day 31: months without it get no monthly set",)

@@ -25,6 +25,8 @@ _SECTIONS = {
     "backup_dir": "Where sets live",
     "pg_compression": "Dumping",
     "pg_bin_dir": "Tools",
+    "daily_cron": "Schedules",
+    "daily_retention": "Retention",
     "s3_bucket": "Offsite",
 }
 

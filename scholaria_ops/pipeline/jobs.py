@@ -13,6 +13,7 @@ from scholaria_ops.pipeline.errors import as_failure
 from scholaria_ops.pipeline.metadata import set_metadata
 from scholaria_ops.pipeline.partitions import add_partition, known_partitions
 from scholaria_ops.pipeline.resources import Estate
+from scholaria_ops.pipeline.retention import retention_job
 from scholaria_ops.pipeline.sync import sync_catalogue
 
 _MAX_RUNTIME_S = {"dagster/max_runtime": str(6 * 3600)}
@@ -121,4 +122,5 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     fetch_job,
     rehearsal_job,
     sync_job,
+    retention_job,
 ]

@@ -1,0 +1,238 @@
+"""What stands here and offsite, as retention needs it: described completely, or named as unreadable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from scholaria_ops.catalogue.layout import MANIFEST, SET_PREFIX, SUMS, id_from_name
+from scholaria_ops.catalogue.records import Record, parse
+from scholaria_ops.catalogue.retention import Inventory, SetFacts
+from scholaria_ops.catalogue.sets import Entry, Kind, held_because
+from scholaria_ops.errors import Refused, VerificationFailed
+from scholaria_ops.operations.offsite import offsite_manifest
+from scholaria_ops.operations.prune_state import Journal, PruneState, RemoteFacts, Seen
+from scholaria_ops.operations.services import Services
+
+#: Set id → the run that works on it.
+InFlight = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """Both places at one look; ``seen`` is what to remember of it."""
+
+    here: Inventory
+    offsite: Inventory | None
+    seen: Seen
+
+
+def take_stock(services: Services, in_flight: InFlight, *, offsite: bool) -> Stock:
+    """Look at BACKUP_DIR and, if wanted and set, at the offsite place.
+
+    Raises:
+        Refused: BACKUP_DIR or its records cannot be read.
+        OffsiteError, OffsiteUnavailable, AuthenticationFailed: the listing failed. It is whole or an error.
+    """
+    state = PruneState(services.catalogue.layout)
+    seen, journal = state.seen(), state.journal()
+    try:
+        entries = services.catalogue.entries()
+        target = services.offsite if offsite else None
+        remote = {i: parse(data) for i, data in target.get_records(cancel=services.cancel).items()} if target else {}
+        here = _here(services, entries, remote, in_flight, seen, _begun(journal, "here"))
+        if target is None:
+            return Stock(here, None, Seen(here=_names(entries), offsite=seen.offsite))
+        there, known = _offsite(services, target.where, entries, remote, in_flight, seen, journal)
+    except OSError as exc:
+        raise Refused(
+            f"{exc.filename or services.catalogue.layout.root} could not be read: {exc.strerror}",
+            hint="Nothing is pruned while the catalogue cannot be read completely; mend the permissions or the disk.",
+        ) from exc
+    if there.sets and not here.sets and not seen.here:
+        here = Inventory(
+            here.sets,
+            here.untouched,
+            {"everything": f"no set stands in {services.catalogue.layout.root}, but some stand offsite"},
+            here.unreadable,
+        )
+    return Stock(here, there, Seen(here=_names(entries), offsite={**seen.offsite, target.where: known}))
+
+
+def _names(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """What is missed if it is gone at the next look. Damaged and old-style sets are the operator's to remove."""
+    return tuple(e.name for e in entries if e.set is not None)
+
+
+def _begun(journal: Journal | None, place: str) -> set[str]:
+    """Names whose removal an unfinished prune began: they may be gone by us."""
+    return {line.name for line in journal.removals if line.place == place} if journal else set()
+
+
+def _here(
+    services: Services,
+    entries: Sequence[Entry],
+    remote: Mapping[str, Sequence[Record]],
+    in_flight: InFlight,
+    seen: Seen,
+    begun: set[str],
+) -> Inventory:
+    sets: list[SetFacts] = []
+    untouched: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
+    for entry in entries:
+        services.cancel.check()
+        if entry.set is not None:
+            sets.append(_facts_here(services, entry, remote, in_flight))
+            continue
+        untouched[entry.name] = f"{entry.kind}" + (f": {entry.reason}" if entry.reason else "")
+        if entry.kind is Kind.DAMAGED and (why := _cannot_read(entry.directory)):
+            unreadable[entry.name] = why
+    standing = {e.name for e in entries}
+    missing = {n: "stood here at the last look" for n in seen.here if n not in standing | begun and not _deleted(services, n, "here")}
+    return Inventory(sets, untouched, missing, unreadable)
+
+
+def _facts_here(services: Services, entry: Entry, remote: Mapping[str, Sequence[Record]], in_flight: InFlight) -> SetFacts:
+    assert entry.set is not None  # noqa: S101 - the caller looked
+    manifest = entry.set.manifest
+    records = merged(entry.records, remote.get(manifest.id, ()))
+    return SetFacts(
+        id=manifest.id,
+        name=entry.name,
+        tier=manifest.tier,
+        cut_at=manifest.cut_at.astimezone(UTC),
+        size_bytes=manifest.size_bytes,
+        counts=manifest.counts(),
+        partial=manifest.partial,
+        verified=entry.verified_at is not None,
+        proven_at=_proven_at(records),
+        held=held_because(records),
+        in_flight=in_flight.get(manifest.id, ""),
+        doubt=_doubtful(services.catalogue.layout.record(manifest.id)),
+    )
+
+
+def _offsite(
+    services: Services,
+    where: str,
+    entries: Sequence[Entry],
+    remote: Mapping[str, Sequence[Record]],
+    in_flight: InFlight,
+    seen: Seen,
+    journal: Journal | None,
+) -> tuple[Inventory, dict[str, RemoteFacts]]:
+    assert services.offsite is not None  # noqa: S101 - the caller looked
+    begun = _begun(journal, "offsite") if journal and journal.where.get("offsite") == where else set()
+    known, local = seen.offsite.get(where, {}), {e.name: e for e in entries if e.set is not None}
+    sets: list[SetFacts] = []
+    untouched: dict[str, str] = {}
+    facts: dict[str, RemoteFacts] = {}
+    listed = services.offsite.list_sets(cancel=services.cancel)
+    for one in listed:
+        set_id = id_from_name(one.name)
+        if set_id is None or not one.name.startswith(SET_PREFIX):
+            untouched[one.name] = "not made by this product"
+        elif not one.complete:
+            if one.name not in begun:
+                untouched[one.name] = "without a manifest: an upload that was never finished"
+        else:
+            try:
+                found = known.get(one.name) or _remote_facts(services, set_id, local.get(one.name))
+            except VerificationFailed as exc:
+                untouched[one.name] = f"damaged: {exc.message}"
+                continue
+            facts[one.name] = found
+            sets.append(_facts_there(services, set_id, one.name, one.size_bytes, found, remote.get(set_id, ()), in_flight))
+    standing = {one.name for one in listed}
+    expected = dict.fromkeys(known, "stood there at the last look")
+    expected |= {e.name: "was shipped there" for e in entries if _shipped_to(e, where)}
+    missing = {n: why for n, why in expected.items() if n not in standing | begun and not _deleted(services, n, "offsite")}
+    return Inventory(sets, untouched, missing), facts
+
+
+def _remote_facts(services: Services, set_id: str, local: Entry | None) -> RemoteFacts:
+    manifest = local.set.manifest if local and local.set else offsite_manifest(services, set_id)
+    return RemoteFacts(tier=manifest.tier, cut_at=manifest.cut_at.astimezone(UTC), counts=manifest.counts())
+
+
+def _facts_there(
+    services: Services, set_id: str, name: str, size: int, facts: RemoteFacts, remote: Sequence[Record], in_flight: InFlight
+) -> SetFacts:
+    records = merged(services.catalogue.records.of(set_id), remote)
+    judged = [r for r in records if r.event == "verified"]
+    return SetFacts(
+        id=set_id,
+        name=name,
+        tier=facts.tier,
+        cut_at=facts.cut_at,
+        size_bytes=size,
+        counts=facts.counts,
+        verified=bool(judged) and judged[-1].detail.get("passed") is True,
+        proven_at=_proven_at(records),
+        held=held_because(records),
+        in_flight=in_flight.get(set_id, ""),
+        doubt=_doubtful(services.catalogue.layout.record(set_id)),
+    )
+
+
+def merged(*histories: Sequence[Record]) -> list[Record]:
+    """Records from several places in the order of their time, each once."""
+    found = {(r.at, r.event, r.by): r for history in histories for r in history}
+    return sorted(found.values(), key=lambda r: r.at)
+
+
+def _proven_at(records: Sequence[Record]) -> datetime | None:
+    judged = [r for r in records if r.event == "rehearsed" and r.detail.get("verdict") in {"proven", "failed"}]
+    return judged[-1].at if judged and judged[-1].detail["verdict"] == "proven" else None
+
+
+def _shipped_to(entry: Entry, where: str) -> bool:
+    record = entry.last("shipped")
+    if record is None or entry.offsite_at is None:
+        return False
+    address = where.partition(" at ")[0].rstrip("/")
+    return str(record.detail.get("where", "")).rstrip("/") == f"{address}/{entry.name}"
+
+
+def _deleted(services: Services, name: str, place: str) -> bool:
+    """Whether the last word of the records about that copy is that we deleted it."""
+    set_id = id_from_name(name)
+    arrivals = {"sealed", "fetched"} if place == "here" else {"shipped"}
+    last = ""
+    for record in services.catalogue.records.of(set_id) if set_id else ():
+        if record.event in arrivals:
+            last = "there"
+        elif record.event == "deleted" and record.detail.get("place") == place:
+            last = "deleted"
+    return last == "deleted"
+
+
+def _cannot_read(directory: Path) -> str:
+    """Why a damaged set could not even be looked at; empty if it was read and is plainly damaged."""
+    try:
+        os.listdir(directory)  # noqa: PTH208 - only whether it can be read is asked
+        for name in (MANIFEST, SUMS):
+            with (directory / name).open("rb") as source:
+                source.read(1)
+    except FileNotFoundError:
+        return ""
+    except OSError as exc:
+        return exc.strerror or type(exc).__name__
+    return ""
+
+
+def _doubtful(path: Path) -> str:
+    """Why the records in a file cannot be relied upon: a whole line that nobody understands may be a hold.
+
+    A line torn by a crash is a prefix and lacks its closing brace; whatever it was going to say was never confirmed to anybody.
+    """
+    if not path.exists():
+        return ""
+    data = path.read_bytes()
+    whole = sum(line.rstrip().endswith(b"}") for line in data.splitlines())
+    understood = len(parse(data))
+    return f"{path.name} has {whole - understood} line(s) that cannot be understood" if whole > understood else ""
