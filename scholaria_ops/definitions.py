@@ -12,11 +12,13 @@ from scholaria_ops.pipeline.assets_verified import verified
 from scholaria_ops.pipeline.jobs import JOBS
 from scholaria_ops.pipeline.resources import Estate
 from scholaria_ops.pipeline.retention import RETENTION_SENSORS
+from scholaria_ops.pipeline.schedules import SCHEDULES
 from scholaria_ops.pipeline.sensors import SENSORS
 
 defs = dg.Definitions(
     assets=[*LIVE, take_backup, verified, ship_offsite, restored],
     jobs=JOBS,
+    schedules=SCHEDULES,
     sensors=[*SENSORS, *RETENTION_SENSORS],
     resources={"estate": Estate()},
 )

@@ -300,7 +300,8 @@ def check_cron(value: str) -> str:
         for part in text.split(","):
             match = _CRON_PART.fullmatch(part)
             numbers = [int(n) for n in match.groups()[:2] if n] if match else []
-            if match is None or numbers != sorted(numbers) or any(not low <= n <= high for n in numbers):
+            step = int(match[3] or 1) if match else 0
+            if match is None or numbers != sorted(numbers) or any(not low <= n <= high for n in (*numbers, max(step, low))):
                 raise ValueError(f"{part!r} in {value!r} is no number, range or step from {low} to {high}")
     return " ".join(fields)
 

@@ -104,7 +104,8 @@ def test_retention_has_its_defaults_and_accepts_the_old_names_with_a_notice() ->
 
 
 @pytest.mark.parametrize(
-    "wrong", ["2 * * *", "60 2 * * *", "0 24 * * *", "0 2 0 * *", "0 2 * 13 *", "0 2 * * 8", "@daily", "5-1 * * * *", "*/0 * * * *"]
+    "wrong",
+    ["2 * * *", "60 2 * * *", "0 24 * * *", "0 2 0 * *", "0 2 * 13 *", "0 2 * * 8", "@daily", "5-1 * * * *", "*/0 * * * *", "*/75 * * * *"],
 )
 def test_a_wrong_cron_string_is_refused(wrong: str) -> None:
     with pytest.raises(ConfigError, match="BACKUP_DAILY_CRON"):

@@ -171,7 +171,7 @@ def newly_verified(records: Mapping[str, Iterable[Record]], in_flight: InFlight,
 
 @dg.sensor(
     name="retention_after_backup",
-    job=retention_job,
+    job_name="retention",
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Asks for retention once a backup is verified and its run has ended.",
