@@ -23,6 +23,10 @@ class Aws:
         """Copy a directory to or from a bucket."""
         return [str(self.program), "s3", "cp", "--recursive", "--only-show-errors", "--endpoint-url", endpoint, source, target]
 
+    def remove(self, target: str, endpoint: str) -> list[str]:
+        """Remove everything below a prefix of a bucket."""
+        return [str(self.program), "s3", "rm", "--recursive", "--only-show-errors", "--endpoint-url", endpoint, target]
+
 
 def find_aws(work: Path, progress: Progress) -> Aws:
     """``aws`` on PATH if it works, else the newest awscli from PyPI in an environment below ``work``."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks import phases
 from benchmarks.awscli import Aws
 from benchmarks.measure import Run, Series, settle, steps, timed
-from benchmarks.stage import HERE, Stage
+from benchmarks.stage import BUCKET, HERE, Stage
 from scholaria_ops.catalogue.layout import Layout
 from scholaria_ops.catalogue.records import Records
 from scholaria_ops.catalogue.sets import BackupSet
@@ -50,7 +50,7 @@ class Bench:
         self.sizes[OURS] = _size(taken.directory)
         self._bare_restore(taken)
         self._add(REHEARSAL, lambda: self._rehearse(taken))
-        self._offsite(taken, f"bench-{number}")
+        self._offsite(taken, f"round-{number}")
         shutil.rmtree(taken.directory)
 
     def _add(self, name: str, case: Callable[[], Run]) -> None:
@@ -115,18 +115,17 @@ class Bench:
 
     # -- offsite -------------------------------------------------------------------------------------------------------
 
-    def _offsite(self, taken: BackupSet, bucket: str) -> None:
-        self.stage.bucket(bucket)
-        self._aws(taken, bucket)
-        self._add(SHIP, lambda: self._ship(taken, bucket))
+    def _offsite(self, taken: BackupSet, prefix: str) -> None:
+        self._aws(taken, prefix)
+        self._add(SHIP, lambda: self._ship(taken, prefix))
         elsewhere = self.stage.root / "fetched"
-        self._add(FETCH, lambda: self._fetch(taken, bucket, elsewhere))
+        self._add(FETCH, lambda: self._fetch(taken, prefix, elsewhere))
         shutil.rmtree(elsewhere)
-        self.stage.drop_bucket(bucket)
+        timed(self.aws.remove(f"s3://{BUCKET}/{prefix}/", self.stage.servers.s3.endpoint_url), self.stage.aws_environment())
 
-    def _aws(self, taken: BackupSet, bucket: str) -> None:
+    def _aws(self, taken: BackupSet, prefix: str) -> None:
         """Plain copies; the third figure adds what it takes to know that the copy is right."""
-        there, back = f"s3://{bucket}/aws/", self.stage.root / "aws-back"
+        there, back = f"s3://{BUCKET}/{prefix}/aws/", self.stage.root / "aws-back"
         env = self.stage.aws_environment()
 
         def copy(source: str, target: str) -> Run:
@@ -141,13 +140,13 @@ class Bench:
         self.series[AWS_PROVEN].runs.append(Run(sum(parts.values()), parts, None, max(up.busy, down.busy)))
         shutil.rmtree(back)
 
-    def _ship(self, taken: BackupSet, bucket: str) -> Run:
-        env = self.stage.product_environment(self.stage.env_file(self.stage.backups, bucket=bucket))
+    def _ship(self, taken: BackupSet, prefix: str) -> Run:
+        env = self.stage.product_environment(self.stage.env_file(self.stage.backups, prefix=prefix))
         ended = timed(self._product("ship", taken.id), env, watch=True)
         return Run(ended.seconds, phases.of_transfer(taken.id, "shipped", self._records(), ended), ended.peak_anon)
 
-    def _fetch(self, taken: BackupSet, bucket: str, into: Path) -> Run:
-        env = self.stage.product_environment(self.stage.env_file(into, bucket=bucket))
+    def _fetch(self, taken: BackupSet, prefix: str, into: Path) -> Run:
+        env = self.stage.product_environment(self.stage.env_file(into, prefix=prefix))
         ended = timed(self._product("fetch", taken.id), env, watch=True)
         return Run(ended.seconds, phases.of_transfer(taken.id, "fetched", self._records(into), ended), ended.peak_anon)
 

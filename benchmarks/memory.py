@@ -13,11 +13,10 @@ COMMANDS = ("backup", "verify", "rehearse", "ship", "fetch")
 
 def peaks_of(stage: Stage, progress: Progress, program: list[str]) -> dict[str, int]:
     """Command → highest anonymous memory in bytes, of one run each."""
-    bucket = stage.bucket("memory")
     found: dict[str, int] = {}
 
-    def run(backups: Path, *arguments: str, bucket: str = "") -> None:
-        env = stage.product_environment(stage.env_file(backups, bucket=bucket))
+    def run(backups: Path, *arguments: str, prefix: str = "") -> None:
+        env = stage.product_environment(stage.env_file(backups, prefix=prefix))
         ended = timed([*program, *arguments], env, watch=True)
         found[arguments[0]] = ended.peak_anon or 0
         progress.say(f"{arguments[0]}: {found[arguments[0]] / 1e6:.0f} MB in {ended.seconds:.1f} s")
@@ -25,6 +24,6 @@ def peaks_of(stage: Stage, progress: Progress, program: list[str]) -> dict[str, 
     run(stage.backups, "backup")
     run(stage.backups, "verify", "latest")
     run(stage.backups, "rehearse", "latest")
-    run(stage.backups, "ship", "latest", bucket=bucket)
-    run(stage.root / "fetched", "fetch", "latest", bucket=bucket)
+    run(stage.backups, "ship", "latest", prefix="memory")
+    run(stage.root / "fetched", "fetch", "latest", prefix="memory")
     return found

@@ -28,6 +28,7 @@ from scholaria_ops.settings import ENV_FILE_VARIABLE
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
+BUCKET = "bench"
 _OWNER = "owner.json"
 #: Measured at factor 1: servers 2.7 GB, one round of copies 3.2 GB, a rehearsal 2.1 GB; with a reserve. A tenth of a GB is fixed.
 _GB_PER_FACTOR = 9.0
@@ -64,23 +65,15 @@ class Stage:
     def backups(self) -> Path:
         return self.root / "backups"
 
-    def bucket(self, name: str) -> str:
-        """A fresh bucket of that name."""
-        self.servers.s3.create_bucket(name)
-        return name
-
-    def drop_bucket(self, name: str) -> None:
-        """Remove the files of a bucket that nobody will ask for any more."""
-        shutil.rmtree(self.servers.s3.directory / "buckets" / name)
-
-    def env_file(self, backups: Path, *, bucket: str = "") -> Path:
-        """Settings in the form an operator writes them, in a private file."""
+    def env_file(self, backups: Path, *, prefix: str = "") -> Path:
+        """Settings in the form an operator writes them, in a private file; with a ``prefix`` in the bucket there is an offsite place."""
         tools, s3 = self.tools, self.servers.s3
         values: dict[str, object] = {**self.servers.stack.environment(), "BACKUP_DIR": backups}
         values |= {"PG_BIN_DIR": tools.pg_bin_dir, "REDIS_SERVER": tools.redis_server, "QDRANT_BIN": tools.qdrant}
-        if bucket:
-            values |= {"BACKUP_S3_BUCKET": bucket, "BACKUP_S3_ENDPOINT_URL": s3.endpoint_url, **self.aws_environment()}
-        path = self.root / f"{backups.name}-{bucket or 'local'}.env"
+        if prefix:
+            values |= {"BACKUP_S3_BUCKET": BUCKET, "BACKUP_S3_PREFIX": prefix, "BACKUP_S3_ENDPOINT_URL": s3.endpoint_url}
+            values |= self.aws_environment()
+        path = self.root / f"{backups.name}-{prefix or 'local'}.env"
         path.write_text("".join(f"{name}={value}\n" for name, value in values.items() if value is not None))
         path.chmod(0o600)
         return path
@@ -163,6 +156,7 @@ def _seeded(box: Sandbox, scale: Scale, progress: Progress) -> Servers:
     redis = box.redis(config=_REDIS)
     qdrant = box.qdrant()
     s3 = box.s3(engine="rclone")
+    s3.create_bucket(BUCKET)
     with ThreadPoolExecutor(1, thread_name_prefix="seed") as pool:
         seeding = pool.submit(seed, postgres, redis, qdrant, scale)
         try:
