@@ -86,6 +86,13 @@ def _from_json(record: Mapping[str, Any]) -> Point:
     )
 
 
+def warm_up() -> None:
+    """Import what :class:`GrpcSource` needs (a quarter of a second), while there is something else to wait for."""
+    import grpc  # type: ignore[import-untyped]  # noqa: F401
+
+    wire.warm_up()
+
+
 class GrpcSource:
     """Points as protocol buffers, from a server on this host whose gRPC port is known.
 
@@ -101,7 +108,7 @@ class GrpcSource:
         self._cancel = cancel
 
     def pages(self, wanted: Wanted) -> Iterator[list[Point]]:
-        import grpc  # type: ignore[import-untyped]
+        import grpc
 
         size = wanted.page(5)
         channel = grpc.insecure_channel(

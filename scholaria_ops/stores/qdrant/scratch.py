@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.qdrant import room
 from scholaria_ops.stores.qdrant.load import upload
 from scholaria_ops.stores.qdrant.names import opens, version_tuple
-from scholaria_ops.stores.qdrant.points import GrpcSource, Source
+from scholaria_ops.stores.qdrant.points import GrpcSource, Source, warm_up
 from scholaria_ops.stores.qdrant.rest import BadRequest, NotFound, Rest, at
 from scholaria_ops.stores.qdrant.snapshot_file import opened
 
@@ -92,6 +93,9 @@ class Scratch:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
+            warming = threading.Thread(target=warm_up, name="qdrant-warm-up")
+            warming.start()
+            stack.callback(warming.join)
             stack.push(self._close)
             self._start()
             self._exit = stack.pop_all()

@@ -253,6 +253,11 @@ def _floats(message: bytes) -> tuple[bytes, int]:
     return _untagged()(message, count), end
 
 
+def warm_up() -> None:
+    """Import what reading vectors needs."""
+    _untagged()
+
+
 @functools.cache
 def _untagged() -> Callable[[bytes, int], bytes]:
     """What takes ``count`` four-byte values out of as many tagged ones.
