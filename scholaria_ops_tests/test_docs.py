@@ -164,7 +164,10 @@ def test_every_korean_page_has_the_same_commands_as_the_english_one(path: Path) 
 
 
 def test_every_english_page_for_operators_has_a_korean_one() -> None:
-    english = {p.relative_to(ROOT / "docs") for p in [ROOT / "docs" / "guide.md", *(ROOT / "docs" / "recovery").glob("*.md")]}
+    english = {
+        p.relative_to(ROOT / "docs")
+        for p in [ROOT / "docs" / "guide.md", ROOT / "docs" / "retention.md", *(ROOT / "docs" / "recovery").glob("*.md")]
+    }
     assert english == {p.relative_to(KOREAN) for p in KOREAN.rglob("*.md")}
 
 
