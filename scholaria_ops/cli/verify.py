@@ -28,8 +28,8 @@ def verify(
     wanted = check_level(level)
     here = services()
     entry = here.catalogue.find(reference)
-    if entry.kind is Kind.SEALED and entry.directory.parent == here.catalogue.layout.root.resolve() and not as_json:
-        _in_dagster(entry, level)
+    if entry.kind is Kind.SEALED and entry.directory.parent.resolve() == here.catalogue.layout.root.resolve():
+        _in_dagster(entry, level, as_json)
         return
     with showing_progress() as progress:
         report = verify_operation(services(progress), entry, wanted)
@@ -40,10 +40,22 @@ def verify(
     report.raise_if_failed()
 
 
-def _in_dagster(entry: Entry, level: str) -> None:
-    run_id = run("verify", partition=entry.id, config={"backup__verified": {"config": {"level": level}}})
-    record = services().catalogue.records.last(str(entry.id), "verified")
-    detail: dict[str, Any] = dict(record.detail) if record else {}
+def _in_dagster(entry: Entry, level: str, as_json: bool) -> None:
+    records = services().catalogue.records
+    before = len(records.of(str(entry.id)))
+    run_id = ""
+    try:
+        run_id = run("verify", partition=entry.id, config={"backup__verified": {"config": {"level": level}}})
+    finally:
+        fresh = [r for r in records.of(str(entry.id))[before:] if r.event == "verified"]
+        detail: dict[str, Any] = dict(fresh[-1].detail) if fresh else {}
+        if as_json and fresh:
+            shown = {key: detail.get(key) for key in ("level", "passed", "seconds", "bytes", "checks")}
+            emit_json(
+                "verify", {"set": entry.id, "directory": str(entry.directory), "at": fresh[-1].at, **shown, "run_id": fresh[-1].run_id}
+            )
+    if as_json:
+        return
     out.print(f"{entry.id}: [green]verified[/] ({level}), {detail.get('bytes', 0):,} bytes in {detail.get('seconds', 0):.1f} s")
     for item in detail.get("unjudged", []):
         out.print(f"[yellow]not judged[/] {plain(item['check'])}: {plain(item['detail'])}")
@@ -66,6 +78,7 @@ def report_json(report: VerifyReport) -> dict[str, Any]:
         "at": report.at,
         "seconds": round(report.seconds, 3),
         "bytes": report.bytes_read,
+        "run_id": "",
         "checks": [
             {
                 "subject": f.subject,
@@ -73,7 +86,6 @@ def report_json(report: VerifyReport) -> dict[str, Any]:
                 "passed": f.check.passed,
                 "detail": f.check.detail,
                 "numbers": dict(f.check.numbers),
-                "differences": [d.model_dump(mode="json") for d in f.check.differences],
             }
             for f in report.findings
         ],

@@ -23,6 +23,7 @@ from scholaria_ops.catalogue.sets import BackupSet, Entry
 from scholaria_ops.errors import OpsError, Refused, UsageError, VerificationFailed
 from scholaria_ops.files import write_private
 from scholaria_ops.operations.isolation import check_isolation
+from scholaria_ops.operations.second_opinion import second_opinion
 from scholaria_ops.operations.services import Services
 from scholaria_ops.operations.verify import hash_check
 from scholaria_ops.sandbox.sandbox import Sandbox
@@ -193,6 +194,8 @@ def _one_store(services: Services, backup_set: BackupSet, name: StoreName, box: 
         with _timed(seconds, "probe"):
             found = store.probe(target, part.evidence, own)
             differences = store.compare(part.evidence, found)
+        with _timed(seconds, "count again"):
+            differences += second_opinion(target, part.evidence)
     except Refused as exc:
         services.cancel.check()
         return StoreOutcome(name, "unproven", f"needs: {exc.message}", seconds)
@@ -219,7 +222,7 @@ def _start(box: Sandbox, name: StoreName, evidence: Any) -> Server:
     starters: Mapping[StoreName, Callable[[], Server]] = {
         "postgres": lambda: box.postgres(name="postgres"),
         "redis": lambda: box.redis(name="redis", config={"appendonly": "yes", "databases": str(_databases(evidence))}),
-        "qdrant": lambda: box.qdrant(name="qdrant"),
+        "qdrant": lambda: box.qdrant(name="qdrant", grpc=True),
     }
     return starters[name]()
 

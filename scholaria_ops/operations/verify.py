@@ -226,6 +226,16 @@ def _record(services: Services, entry: Entry, report: VerifyReport, run_id: str)
         passed=report.passed,
         seconds=round(report.seconds, 3),
         bytes=report.bytes_read,
+        checks=[
+            {
+                "subject": f.subject,
+                "name": f.check.name,
+                "passed": f.check.passed,
+                "detail": f.check.detail,
+                "numbers": dict(f.check.numbers),
+            }
+            for f in report.findings
+        ],
         failed=[{"check": f.name, "detail": f.check.detail} for f in report.failed],
         unjudged=[{"check": f.name, "detail": f.check.detail} for f in report.unjudged],
     )

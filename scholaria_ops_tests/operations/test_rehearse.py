@@ -14,9 +14,10 @@ import psycopg
 import pytest
 
 from scholaria_ops.catalogue.sets import BackupSet, Catalogue
-from scholaria_ops.errors import Refused, UsageError, VerificationFailed
+from scholaria_ops.errors import Refused, StoreError, UsageError, VerificationFailed
 from scholaria_ops.operations.isolation import check_isolation
 from scholaria_ops.operations.rehearse import rehearse
+from scholaria_ops.operations.second_opinion import second_opinion
 from scholaria_ops.operations.services import Services
 from scholaria_ops.process import start_daemon
 from scholaria_ops.sandbox.postgres import PostgresServer
@@ -59,6 +60,25 @@ def test_a_good_set_is_proven_by_content_and_timed(services: Services, pristine:
     entry = services.catalogue.find(pristine.id)
     assert entry.proven_at == report.at
     assert list(services.settings.scratch_root.iterdir()) == []
+
+
+def test_an_ordinary_client_counts_again_and_would_notice(services: Services, pristine: BackupSet, tools: Tools, tmp_path: Path) -> None:
+    """Empty servers under the evidence of a full set: every store's second opinion differs."""
+    manifest = pristine.manifest
+    assert manifest.postgres
+    assert manifest.redis
+    assert manifest.qdrant
+    with Sandbox(tmp_path / "box", tools) as box:
+        postgres, redis, qdrant = box.postgres(), box.redis(), box.qdrant()
+        with postgres.connect() as link:
+            link.execute("CREATE DATABASE scholaria")
+        with postgres.connect("scholaria") as link:
+            link.execute("CREATE TABLE rag_topic (id int)")
+        (lost,) = second_opinion(postgres, manifest.postgres.evidence)
+        assert (lost.what, lost.found) == ("table public.rag_topic: rows by an ordinary client", "0")
+        assert {d.found for d in second_opinion(redis, manifest.redis.evidence)} == {"0"}
+        with pytest.raises(StoreError, match="cannot count"):
+            second_opinion(qdrant, manifest.qdrant.evidence)
 
 
 def test_a_byte_that_is_not_what_was_sealed_stops_it_before_any_tool_reads_it(services: Services, pristine: BackupSet) -> None:
