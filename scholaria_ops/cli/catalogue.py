@@ -35,6 +35,8 @@ def _row(entry: Entry) -> list[str]:
     remark = entry.reason or (
         f"without {', '.join(manifest.missing)}" if manifest and manifest.missing else manifest.origin.note if manifest else ""
     )
+    if entry.held:
+        remark = f"held: {entry.held}" + (f"; {remark}" if remark else "")
     colour = {Kind.DAMAGED: "[bold red]damaged[/]", Kind.PARTIAL: "[yellow]partial[/]"}.get(entry.kind, str(entry.kind))
     return [
         entry.id or plain(entry.name),
@@ -96,6 +98,8 @@ def describe(entry: Entry) -> None:
     out.print(f"cut      {manifest.cut_at:%Y-%m-%d %H:%M:%S} UTC, stores {manifest.skew_s:.2f} s apart")
     out.print(f"verified {f'{when(entry.verified_at)} ({entry.verified_level})' if entry.verified_at else _failed(entry)}")
     out.print(f"offsite  {when(entry.offsite_at)}")
+    if entry.held:
+        out.print(f"held     {entry.held}", markup=False)
     out.print(f"proven   {when(entry.proven_at)}")
     out.print(f"by       {manifest.origin.requested_by}{f': {manifest.origin.note}' if manifest.origin.note else ''}", markup=False)
     out.print(f"path     {entry.directory}", markup=False)
@@ -124,4 +128,5 @@ def entry_json(entry: Entry) -> dict[str, Any]:
         "verified_level": entry.verified_level or None,
         "offsite_at": entry.offsite_at,
         "proven_at": entry.proven_at,
+        "held": entry.held or None,
     }

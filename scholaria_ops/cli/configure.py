@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from scholaria_ops.cli.common import JsonOption, services
 from scholaria_ops.cli.main import app
-from scholaria_ops.cli.output import emit_json, out, plain, print_table, showing_progress
+from scholaria_ops.cli.output import emit_json, err, out, plain, print_table, showing_progress
 from scholaria_ops.errors import OffsiteError, OpsError, Refused
 from scholaria_ops.humane import human_bytes
 from scholaria_ops.offsite.base import TargetFacts
@@ -29,6 +29,8 @@ def config(as_json: JsonOption = False) -> None:
     if as_json:
         emit_json("config", {"settings": [{"name": n, "value": v, "from": p, "description": d} for n, v, p, d in rows]})
         return
+    for notice in settings.notices:
+        err.print(f"note: {notice}", markup=False)
     print_table(["name", "value", "from"], [[n, plain(v) if v is not None else "–", plain(p)] for n, v, p, _ in rows])
 
 
