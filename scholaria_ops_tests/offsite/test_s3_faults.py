@@ -324,6 +324,18 @@ def test_f58_abandoned_uploads_of_a_lost_host_are_reaped_by_age_and_prefix(
     assert bucket.half_sent() == ["of somebody else"]
 
 
+def test_f58_a_list_of_uploads_without_the_word_truncated_is_whole(target: S3Target, proxy: FaultProxy, bucket: Bucket) -> None:
+    """Small services leave it out."""
+
+    def terse(exchange: Exchange) -> None:
+        answer = exchange.forward()
+        exchange.reply(faults.Answer(answer.status, answer.headers, re.sub(rb"<IsTruncated>.*?</IsTruncated>", b"", answer.body)))
+
+    proxy.on("ListMultipartUploads", terse)
+    bucket.client.create_multipart_upload(Bucket=bucket.name, Key=FOLDER + "lost.bin")
+    assert target.reap(cancel=CANCEL) == []
+
+
 def test_f58_parts_that_could_not_be_removed_are_removed_by_the_next_run(
     target: S3Target, make_target: TargetFactory, proxy: FaultProxy, bucket: Bucket, large: LocalSet
 ) -> None:
