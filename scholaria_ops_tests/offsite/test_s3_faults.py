@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -527,7 +528,10 @@ def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
     def write(key: str) -> None:
         text = f"[default]\naws_access_key_id = {key}\naws_secret_access_key = secret-of-{key}\naws_session_token = token-of-{key}\n"
-        (tmp_path / "credentials").write_text(text)
+        # Whole at once, as a renewing agent writes it: several transfers may read it at this very moment.
+        fresh = tmp_path / f"credentials-{uuid.uuid4().hex}"
+        fresh.write_text(text)
+        fresh.replace(tmp_path / "credentials")
 
     return write
 

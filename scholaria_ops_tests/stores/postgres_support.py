@@ -301,7 +301,12 @@ class Listener:
 
 def our_children() -> list[psutil.Process]:
     """Programs of PostgreSQL that we started and that still run (servers excepted)."""
-    return [p for p in psutil.Process().children(recursive=True) if p.name() in {"pg_dump", "pg_dumpall", "pg_restore"}]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended while we looked
+            if child.name() in {"pg_dump", "pg_dumpall", "pg_restore"}:
+                found.append(child)
+    return found
 
 
 def wait_until(condition: Callable[[], bool], patience_s: float = 10.0) -> None:

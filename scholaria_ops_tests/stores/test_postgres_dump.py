@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -301,7 +302,9 @@ def test_f23_no_secret_in_arguments_evidence_or_errors(
     seen: list[str] = []
 
     def look() -> None:
-        seen.extend(" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True))
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it ended while we looked
+                seen.append(" ".join(child.cmdline()))
 
     made_now, dumped = make_set(PostgresStore(bulky), tmp_path / "set", context_factory(progress=Listener(DUMP_TASK, look)))
     assert any("pg_dump" in line for line in seen)
