@@ -15,25 +15,12 @@ from annotated_types import Ge, Gt, Le
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from scholaria_ops.settings import ENV_FILE_VARIABLE, Settings, variable_names
-
-#: The field that begins a section → the section's title.
-_SECTIONS = {
-    "db_host": "PostgreSQL",
-    "redis_url": "Redis",
-    "qdrant_url": "Qdrant",
-    "backup_dir": "Where sets live",
-    "pg_compression": "Dumping",
-    "pg_bin_dir": "Tools",
-    "daily_cron": "Schedules",
-    "daily_retention": "Retention",
-    "s3_bucket": "Offsite",
-}
+from scholaria_ops.settings import ENV_FILE_VARIABLE, SECTIONS, variable_names
 
 _HEAD = f"""\
 # Settings
 
-<!-- Written by `python -m scholaria_ops.cli.settings_table > docs/settings.md`; edit the descriptions in scholaria_ops/settings.py. -->
+<!-- Written by `python -m scholaria_ops.cli.settings_table > docs/settings.md`; edit the descriptions in scholaria_ops/settings/. -->
 
 A value is looked for in the environment of the process, then in the settings file, then the default counts. The settings file is
 `.env` in the working directory, or the one that `--env-file` or the variable `{ENV_FILE_VARIABLE}` names. An empty value counts as
@@ -54,12 +41,13 @@ def page() -> str:
 
 def _lines() -> Iterator[str]:
     yield _HEAD.rstrip("\n")
-    for field, info in Settings.model_fields.items():
-        if field in _SECTIONS:
-            yield from ("", f"## {_SECTIONS[field]}", "", "| variable | default | meaning |", "|---|---|---|")
-        names = " or ".join(f"`{name}`" for name in variable_names(field))
-        meaning = "; ".join(part for part in (info.description or "", _accepts(info)) if part)
-        yield f"| {names} | {_default(info.default)} | {meaning} |"
+    for section in SECTIONS:
+        title = (section.__doc__ or "").partition("\n")[0].rstrip(".")
+        yield from ("", f"## {title}", "", "| variable | default | meaning |", "|---|---|---|")
+        for field, info in section.model_fields.items():
+            names = " or ".join(f"`{name}`" for name in variable_names(field))
+            meaning = "; ".join(part for part in (info.description or "", _accepts(info)) if part)
+            yield f"| {names} | {_default(info.default)} | {meaning} |"
 
 
 def _default(value: Any) -> str:
