@@ -1,0 +1,1 @@
+"""What is known of the applications whose stores are backed up. Everything else discovers tables, keys and collections."""

@@ -1,0 +1,49 @@
+"""The only place that knows Scholaria's names: which keys may come back after a restore, and how rows and points correspond."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: What becomes of a class of Redis keys in a restore. ``restore``: they come back as they were. ``drop``: they do not.
+#: ``park``: they come back under another name, where nobody acts on them.
+KeyAction = Literal["restore", "drop", "park"]
+KEY_ACTIONS: tuple[KeyAction, ...] = ("restore", "drop", "park")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyClass:
+    """Redis keys that are treated alike. ``patterns`` are prefixes (ending with ``*``) or exact names."""
+
+    name: str
+    patterns: tuple[str, ...]
+    action: KeyAction
+    why: str
+    #: Valid sessions among them let people in again: the plan names them.
+    sessions: bool = False
+    #: A Celery queue or its bookkeeping: the plan lists tasks that refer to rows which will not exist.
+    tasks: bool = False
+
+
+#: The first class that matches a key counts; keys that match none are restored.
+KEY_CLASSES: tuple[KeyClass, ...] = (
+    KeyClass("embedding_cache", ("embedding_cache:*",), "restore", "made for money, and right whenever the text is the same"),
+    KeyClass("rag_query", ("rag_query:*",), "drop", "answers of a few minutes' life, built from data of another time"),
+    KeyClass(
+        "celery",
+        ("celery", "unacked", "unacked_index", "unacked_mutex", "_kombu.binding.*"),
+        "park",
+        "running old tasks again costs money and writes what was written already",
+        tasks=True,
+    ),
+    KeyClass("celery_results", ("celery-task-meta-*",), "restore", "results are only read"),
+    KeyClass("sessions", ("session:*", "sessions:*"), "restore", "people stay signed in", sessions=True),
+)
+
+#: The table whose rows are the points' texts, its key and the columns that a point repeats.
+CHUNK_TABLE = "public.rag_contextitem"
+CHUNK_ID = "id"
+#: Column of the table → field of the point's payload.
+CHUNK_COLUMNS = {"content": "content", "context_id": "context_id"}
+#: The collection's names, as one or the other version of the application calls it.
+COLLECTIONS = ("scholaria_documents", "context_items")
