@@ -23,6 +23,7 @@ from scholaria_ops.catalogue.records import whoami
 from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.errors import Cancelled, DiskFull, OpsError, StoreError
 from scholaria_ops.operations.gate import CutGate
+from scholaria_ops.operations.opened import Opened, remember
 from scholaria_ops.operations.preflight import Preflight, preflight
 from scholaria_ops.operations.restore_text import restore_text
 from scholaria_ops.operations.services import AnyStore, Services
@@ -119,6 +120,7 @@ def _backup(services: Services, set_id: str, request: BackupRequest, ctx: Contex
         manifest = _manifest(services, set_id, request, started_at, dumps, failures)
         text = restore_text(manifest, {n: services.stores[n].manual_restore(d.artifacts) for n, d in dumps.items()})
         sealed = stage.seal(manifest, text, cancel=services.cancel)
+    remember(request.run_id, sealed.directory, _opened(dumps))
     services.catalogue.records.append(
         set_id,
         "sealed",
@@ -193,6 +195,14 @@ def _dump_one(store: AnyStore, stage: Staging, gate: CutGate, ctx: Context) -> D
     finally:
         if not arrived:
             gate.leave()
+
+
+def _opened(dumps: Mapping[StoreName, Dump[Any]]) -> dict[StoreName, Opened]:
+    return {
+        name: Opened(dump.finished_at, {a.path: a.sha256 for a in dump.artifacts}, dump.opened)
+        for name, dump in dumps.items()
+        if dump.opened
+    }
 
 
 def _only_artifacts(directory: Path, dumps: Mapping[StoreName, Dump[Any]]) -> None:

@@ -6,9 +6,9 @@ Nothing here touches a live store. The outcome is appended to the set's records 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from scholaria_ops.catalogue.manifest import Manifest
 from scholaria_ops.catalogue.sets import Entry, Kind, expected_files, parse_sums
 from scholaria_ops.errors import OpsError, UsageError, VerificationFailed
 from scholaria_ops.files import hash_file
+from scholaria_ops.operations.opened import Opened, recall
 from scholaria_ops.operations.services import Services
 from scholaria_ops.operations.verify_legacy import verify_legacy
 from scholaria_ops.stores.base import Check, Context
@@ -51,6 +52,8 @@ class VerifyReport:
     at: datetime
     seconds: float
     bytes_read: int
+    #: Stores whose artifacts the run that made the set had opened before, and when; only their bytes were compared again.
+    opened_before: Mapping[StoreName, datetime] = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[Finding, ...]:
@@ -78,6 +81,8 @@ class VerifyReport:
 def verify(services: Services, entry: Entry, level: Level, *, run_id: str = "") -> VerifyReport:
     """Verify one set and record the outcome. A failed check is in the report, not an exception.
 
+    The run that made the set (by ``run_id``, in its own process) opens no artifact twice: see :mod:`.opened`.
+
     Raises:
         UsageError: the entry is no set at all.
         Cancelled: told to stop; nothing was recorded.
@@ -85,27 +90,33 @@ def verify(services: Services, entry: Entry, level: Level, *, run_id: str = "") 
     if entry.kind is Kind.STRAY or entry.id is None:
         raise UsageError(f"{entry.directory} is no backup set: {entry.reason}")
     began, at = time.monotonic(), services.now()
+    before = recall(run_id, entry.directory) if run_id else {}
     with services.context(f"verify-{entry.id}") as ctx:
         if entry.kind is Kind.LEGACY and entry.legacy:
             findings = [Finding(subject, check) for subject, check in verify_legacy(entry.legacy, level, ctx)]
             read = entry.legacy.size_bytes
         else:
-            findings, read = _verify_set(services, entry, level, ctx)
+            findings, read, before = _verify_set(services, entry, level, before, ctx)
     services.cancel.check()
-    report = VerifyReport(entry.id, entry.directory, level, tuple(findings), at, time.monotonic() - began, read)
+    when = {name: opened.at for name, opened in before.items()}
+    report = VerifyReport(entry.id, entry.directory, level, tuple(findings), at, time.monotonic() - began, read, when)
     _record(services, entry, report, run_id)
     return report
 
 
-def _verify_set(services: Services, entry: Entry, level: Level, ctx: Context) -> tuple[list[Finding], int]:
+def _verify_set(
+    services: Services, entry: Entry, level: Level, before: Mapping[StoreName, Opened], ctx: Context
+) -> tuple[list[Finding], int, Mapping[StoreName, Opened]]:
+    """Findings, bytes read, and what of ``before`` (see :mod:`.opened`) was used."""
     findings, manifest, read = _hash_level(entry.directory, _sealed_digest(services, entry), ctx)
-    if level == "readable":
-        if manifest is None or any(f.check.passed is False for f in findings):
-            # Never hand bytes to a store's tool that are not those we wrote: an archive can carry code.
-            findings.append(Finding("set", Check("readable", None, "not opened, because the bytes are not those that were sealed")))
-        else:
-            findings += _readable_level(services, entry.directory, manifest, ctx)
-    return findings, read
+    if level != "readable":
+        return findings, read, {}
+    if manifest is None or any(f.check.passed is False for f in findings):
+        # Never hand bytes to a store's tool that are not those we wrote: an archive can carry code.
+        findings.append(Finding("set", Check("readable", None, "not opened, because the bytes are not those that were sealed")))
+        return findings, read, {}
+    before = {name: opened for name, opened in before.items() if opened.speaks_of(manifest.artifacts_of(name))}
+    return findings + _readable_level(services, entry.directory, manifest, before, ctx), read, before
 
 
 def hash_check(services: Services, entry: Entry, ctx: Context) -> None:
@@ -201,9 +212,13 @@ def _manifest_agrees(directory: Path, sums: dict[str, str], found: dict[str, str
     ]
 
 
-def _readable_level(services: Services, directory: Path, manifest: Manifest, ctx: Context) -> list[Finding]:
+def _readable_level(
+    services: Services, directory: Path, manifest: Manifest, before: Mapping[StoreName, Opened], ctx: Context
+) -> list[Finding]:
     def one(item: tuple[StoreName, Any]) -> list[Finding]:
         name, part = item
+        if name in before:
+            return [Finding(name, check) for check in before[name].checks]
         scratch = ctx.scratch / name
         scratch.mkdir(mode=0o700)
         checks = services.stores[name].inspect(directory, manifest.artifacts_of(name), part.evidence, replace(ctx, scratch=scratch))
@@ -226,6 +241,7 @@ def _record(services: Services, entry: Entry, report: VerifyReport, run_id: str)
         passed=report.passed,
         seconds=round(report.seconds, 3),
         bytes=report.bytes_read,
+        **({"opened_before": {name: at.isoformat() for name, at in report.opened_before.items()}} if report.opened_before else {}),
         checks=[
             {
                 "subject": f.subject,

@@ -60,7 +60,12 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Dump(Generic[E]):
-    """One store's part of a set: files (relative to the set's directory) and the evidence of the same cut."""
+    """One store's part of a set: files (relative to the set's directory) and the evidence of the same cut.
+
+    ``opened`` is what :meth:`Store.inspect` would find, where making the dump took just that: these very artifacts, with
+    the digests that stand in ``artifacts``, were read in full and opened by the store's own software here. It is empty
+    where they were not.
+    """
 
     artifacts: tuple[Artifact, ...]
     evidence: E
@@ -68,6 +73,7 @@ class Dump(Generic[E]):
     finished_at: datetime
     tool_versions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    opened: tuple[Check, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from scholaria_ops.stores.base import Context, Dump
 from scholaria_ops.stores.postgres.agreement import archive_disagreements
 from scholaria_ops.stores.postgres.archive import read_back
 from scholaria_ops.stores.postgres.globals_file import created_roles, has_password_hashes
+from scholaria_ops.stores.postgres.inspect import opened
 from scholaria_ops.stores.postgres.measure import Cut, Scope, Watch, begin_snapshot, measure, take_snapshot
 from scholaria_ops.stores.postgres.names import conninfo_dbname
 from scholaria_ops.stores.postgres.preflight import blockers, can_read_password_hashes, check_program_version, usable_compression
@@ -55,16 +56,19 @@ def dump(connection: PostgresConnection, options: DumpOptions, into: Path, set_i
         inventory = read_back(archive.path, programs, evidence.database.encoding, ctx.progress, sha256=archive.sha256)
     evidence = _agreed(evidence, inventory, globals_)
     notes = () if hashes else (_NO_HASHES,)
+    artifacts = (
+        _artifact(archive, "dump", evidence.database.name, method.partition(":")[0]),
+        _artifact(globals_, "globals", "roles", "none"),
+    )
+    measured = evidence.model_copy(update={"archive": inventory, "notes": (*evidence.notes, *notes)})
     return Dump(
-        artifacts=(
-            _artifact(archive, "dump", evidence.database.name, method.partition(":")[0]),
-            _artifact(globals_, "globals", "roles", "none"),
-        ),
-        evidence=evidence.model_copy(update={"archive": inventory, "notes": (*evidence.notes, *notes)}),
+        artifacts=artifacts,
+        evidence=measured,
         started_at=began,
         finished_at=datetime.now(UTC),
         tool_versions={name: str(programs.version(name)) for name in ("pg_dump", "pg_dumpall", "pg_restore")},
         warnings=(*warnings, *notes, *evidence.notes),
+        opened=tuple(opened(into, artifacts, measured)),
     )
 
 

@@ -79,6 +79,17 @@ def _archive_checks(directory: Path, artifacts: Sequence[Artifact], evidence: Po
         prefix = "needs another pg_restore: " if beyond else ""
         yield Check("archive", None if beyond else False, prefix + " ".join(exc.message.split()))
         return
+    yield from _inventory_checks(evidence, inventory)
+
+
+def opened(directory: Path, artifacts: Sequence[Artifact], evidence: PostgresEvidence) -> list[Check]:
+    """The checks of :func:`inspect` for artifacts that were written, and read back in full, a moment ago: their dump's."""
+    if evidence.archive is None or evidence.archive.sha256 != require(artifacts, "dump").sha256:
+        return []
+    return [*_inventory_checks(evidence, evidence.archive), _globals_check(directory, artifacts, evidence)]
+
+
+def _inventory_checks(evidence: PostgresEvidence, inventory: ArchiveInventory) -> Iterator[Check]:
     yield Check("archive", True, f"read in full by pg_restore {inventory.read_with}", {"sql_bytes": inventory.sql_bytes})
     yield from _against_evidence(evidence, inventory)
 

@@ -18,6 +18,7 @@ from scholaria_ops.connections import QdrantConnection
 from scholaria_ops.errors import StoreError
 from scholaria_ops.files import make_private_dir, write_private
 from scholaria_ops.stores.base import Context, Dump
+from scholaria_ops.stores.qdrant.inspect import opened
 from scholaria_ops.stores.qdrant.load import alias_actions
 from scholaria_ops.stores.qdrant.measure import Limits, Look, aliases_of, collections_of, measure_collection
 from scholaria_ops.stores.qdrant.names import file_name
@@ -76,13 +77,15 @@ def dump(connection: QdrantConnection, into: Path, set_id: str, ctx: Context, op
             seed=set_id,
             cluster=f"{cluster.peers} peers" if cluster.peers else "disabled",
         )
+        artifacts.append(listing)
         return Dump(
-            artifacts=(*artifacts, listing),
+            artifacts=tuple(artifacts),
             evidence=evidence,
             started_at=started,
             finished_at=datetime.now(UTC),
             tool_versions={} if scratch is None else {"qdrant": scratch.version},
             warnings=(*warnings, *run.warnings),
+            opened=tuple(opened(into, artifacts, evidence, inner)),
         )
 
 

@@ -60,6 +60,24 @@ def inspect(directory: Path, artifacts: Sequence[Artifact], evidence: QdrantEvid
             judged_by = _recover_all(directory, evidence, found, ctx, limits)
         except (SandboxError, DiskFull) as exc:
             unjudged = str(exc)
+    return _checks(evidence, found, unjudged, judged_by)
+
+
+def opened(directory: Path, artifacts: Sequence[Artifact], evidence: QdrantEvidence, ctx: Context) -> list[Check]:
+    """The checks of :func:`inspect` for snapshots from which ``evidence`` was measured a moment ago: their dump's.
+
+    None if it was measured on the live server instead, because then nothing has opened the files yet.
+    """
+    if evidence.measured_on != "snapshot":
+        return []
+    found = _Found()
+    _read_structures(directory, artifacts, evidence, found, ctx)
+    _compare_aliases(directory, artifacts, evidence, found)
+    found.measured = dict(evidence.collections)
+    return _checks(evidence, found, "", evidence.measured_by)
+
+
+def _checks(evidence: QdrantEvidence, found: _Found, unjudged: str, judged_by: str) -> list[Check]:
     checks = [_structure_check(evidence, found), _recovery_check(evidence, found, unjudged, judged_by)]
     checks.extend(_part_check(part, evidence, found, unjudged) for part in PARTS)
     return checks

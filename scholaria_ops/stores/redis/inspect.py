@@ -39,6 +39,15 @@ def inspect(directory: Path, artifacts: Sequence[Artifact], evidence: RedisEvide
         return [*checks, *_inner(scratch, evidence, ctx)]
 
 
+def opened(directory: Path, artifact: Artifact, evidence: RedisEvidence, scratch: Scratch, found: Measure, ctx: Context) -> list[Check]:
+    """The checks of :func:`inspect` for an artifact of which ``scratch`` has just loaded the RDB: its dump's.
+
+    The file is uncompressed in full here: it holds the very RDB that was loaded and measured, by its SHA-256.
+    """
+    checks = _outer(directory, artifact, evidence, None, ctx)
+    return [*checks, _loads(scratch, found.total), _content(evidence, found, scratch)] if all(c.passed for c in checks) else checks
+
+
 def _scratch(evidence: RedisEvidence, ctx: Context, stack: ExitStack) -> tuple[Scratch | None, str]:
     """A scratch server that can judge this set, or why there is none."""
     try:
@@ -120,12 +129,16 @@ def _inner(scratch: Scratch, evidence: RedisEvidence, ctx: Context) -> list[Chec
         keys = scratch.load()
     except UnreadableRdb as exc:
         return [Check(LOADS, False, exc.message)]
-    loads = Check(LOADS, True, f"redis-server {scratch.version} loaded {keys:,} keys", {"keys": keys, "seconds": scratch.seconds["load"]})
+    loads = _loads(scratch, keys)
     try:
         found = measure(scratch, Windows(evidence.window_origin), ctx, like=evidence, rules=())
     except VerificationFailed as exc:
         return [loads, Check(CONTENT, False, str(exc))]
     return [loads, _content(evidence, found, scratch)]
+
+
+def _loads(scratch: Scratch, keys: int) -> Check:
+    return Check(LOADS, True, f"redis-server {scratch.version} loaded {keys:,} keys", {"keys": keys, "seconds": scratch.seconds["load"]})
 
 
 def _content(evidence: RedisEvidence, found: Measure, scratch: Scratch) -> Check:

@@ -11,12 +11,13 @@ from scholaria_ops.catalogue.artifacts import Artifact
 from scholaria_ops.catalogue.evidence.base import Difference, StoreName
 from scholaria_ops.catalogue.evidence.redis import RedisEvidence
 from scholaria_ops.connections import RedisConnection
+from scholaria_ops.files import Written
 from scholaria_ops.sandbox.redis import RedisServer
 from scholaria_ops.stores.base import Check, Context, Dump, Facts, Loaded
 from scholaria_ops.stores.redis.artifact import GzipWriter
 from scholaria_ops.stores.redis.compare import compare
 from scholaria_ops.stores.redis.info import ServerInfo, acl_users, look
-from scholaria_ops.stores.redis.inspect import inspect
+from scholaria_ops.stores.redis.inspect import inspect, opened
 from scholaria_ops.stores.redis.manual import manual_restore
 from scholaria_ops.stores.redis.preflight import preflight, refuse_unfit
 from scholaria_ops.stores.redis.restore import load_into_empty
@@ -87,20 +88,10 @@ class RedisStore:
                 expired_before_ms=int(taken.received.cut_after.timestamp() * 1000),
             )
             evidence = build_evidence(taken, found, info, scratch, origin=origin, rules=self._rules, acl=acl)
-            written = out.finish()
-        artifact = Artifact(
-            store="redis",
-            kind="rdb",
-            path=path.name,
-            size_bytes=written.size,
-            sha256=written.sha256,
-            compression="gzip",
-            raw_size_bytes=taken.raw.size,
-            raw_sha256=taken.raw.sha256,
-            subject="all databases",
-        )
+            artifact = _artifact(out.finish(), taken)
+            checks = opened(into, artifact, evidence, scratch, found, ctx)
         tools = {"redis-server": scratch.version}
-        return Dump((artifact,), evidence, started_at, datetime.now(UTC), tools, taken.warnings)
+        return Dump((artifact,), evidence, started_at, datetime.now(UTC), tools, taken.warnings, tuple(checks))
 
     def _look(self, ctx: Context) -> tuple[ServerInfo, tuple[str, ...] | None]:
         with connect(self._connection, timeout_s=self._timeout_s, cancel=ctx.cancel) as wire:
@@ -154,3 +145,17 @@ class RedisStore:
 
     def manual_restore(self, artifacts: Sequence[Artifact]) -> str:
         return manual_restore(artifacts)
+
+
+def _artifact(written: Written, taken: Taken) -> Artifact:
+    return Artifact(
+        store="redis",
+        kind="rdb",
+        path=written.path.name,
+        size_bytes=written.size,
+        sha256=written.sha256,
+        compression="gzip",
+        raw_size_bytes=taken.raw.size,
+        raw_sha256=taken.raw.sha256,
+        subject="all databases",
+    )
