@@ -14,11 +14,12 @@ from scholaria_ops.pipeline.resources import Estate
 from scholaria_ops.pipeline.retention import RETENTION_SENSORS
 from scholaria_ops.pipeline.schedules import SCHEDULES
 from scholaria_ops.pipeline.sensors import SENSORS
+from scholaria_ops.pipeline.upkeep import UPKEEP_SCHEDULES
 
 defs = dg.Definitions(
     assets=[*LIVE, take_backup, verified, ship_offsite, restored],
     jobs=JOBS,
-    schedules=SCHEDULES,
+    schedules=[*SCHEDULES, *UPKEEP_SCHEDULES],
     sensors=[*SENSORS, *RETENTION_SENSORS],
     resources={"estate": Estate()},
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scholaria_ops.errors import ConfigError
-from scholaria_ops.settings import ENV_FILE_VARIABLE, Settings, load_settings, variable_names
+from scholaria_ops.settings import ENV_FILE_VARIABLE, SECTIONS, Settings, load_settings, variable_names
 
 
 def test_defaults_need_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,3 +116,8 @@ def test_cron_strings_are_tidied_and_a_day_that_not_every_month_has_is_noticed()
     settings = load_settings({"BACKUP_DAILY_CRON": " 30   1-5/2 1,15 * 1-5 ", "BACKUP_MONTHLY_CRON": "0 4 31 * *"})
     assert settings.daily_cron == "30 1-5/2 1,15 * 1-5"
     assert settings.notices == ("BACKUP_MONTHLY_CRON names day 31: months without it get no monthly set",)
+
+
+def test_no_section_takes_away_the_check_of_another_by_bearing_its_name() -> None:
+    names = [name for section in SECTIONS for name in section.__pydantic_decorators__.field_validators]
+    assert sorted(names) == sorted(Settings.__pydantic_decorators__.field_validators)

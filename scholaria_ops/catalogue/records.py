@@ -18,7 +18,7 @@ from scholaria_ops.catalogue.evidence.base import Model
 from scholaria_ops.catalogue.layout import Layout, is_id
 from scholaria_ops.files import append_durably, fsync_dir, make_private_dir
 
-Event = Literal["reserved", "failed", "sealed", "verified", "shipped", "fetched", "rehearsed", "held", "released", "deleted"]
+Event = Literal["reserved", "failed", "sealed", "verified", "shipped", "reread", "fetched", "rehearsed", "held", "released", "deleted"]
 
 
 def whoami() -> str:

@@ -69,6 +69,8 @@ class BackupConfig(dg.Config):
 def take_backup(context: dg.AssetExecutionContext, config: BackupConfig, estate: Estate) -> Iterator[dg.MaterializeResult[None]]:
     set_id = context.partition_key
     with as_failure(), estate.services(context.log) as services:
+        # However it was started: schedules set the tag themselves, the launchpad and the command line do not.
+        context.instance.add_run_tags(context.run.run_id, {"scholaria/tier": config.tier})
         request = BackupRequest(tier=check_tier(config.tier), note=config.note, requested_by=config.requested_by, run_id=context.run.run_id)
         done = backup(services, set_id, request)
     for name in STORE_NAMES:

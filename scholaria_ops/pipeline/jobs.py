@@ -12,6 +12,7 @@ from scholaria_ops.pipeline.assets_rehearsal import RESTORED
 from scholaria_ops.pipeline.errors import as_failure
 from scholaria_ops.pipeline.metadata import set_metadata
 from scholaria_ops.pipeline.partitions import add_partition, known_partitions
+from scholaria_ops.pipeline.proof import drill_job, reread_job
 from scholaria_ops.pipeline.resources import Estate
 from scholaria_ops.pipeline.retention import retention_job
 from scholaria_ops.pipeline.sync import sync_catalogue
@@ -123,4 +124,6 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     rehearsal_job,
     sync_job,
     retention_job,
+    drill_job,
+    reread_job,
 ]

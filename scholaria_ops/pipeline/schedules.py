@@ -47,20 +47,32 @@ class Timing:
 
 def timing() -> Timing:
     """The timing that the settings ask for now, or the default one with the reason why they could not be read."""
+    return Timing.of(*settings_in_force())
+
+
+def settings_in_force() -> tuple[Settings, str]:
+    """The settings as they are now; or the defaults, and why the operators' own could not be read."""
     try:
-        return Timing.of(load_settings())
+        return load_settings(), ""
     except (OpsError, OSError) as exc:
-        return Timing.of(Settings.model_validate({}), trouble=str(exc))
+        return Settings.model_validate({}), str(exc)
+
+
+def late_by(due: datetime, now: datetime, at_most: timedelta) -> str:
+    """How a tick that is later than ``at_most`` came to be, for people; empty if it is not."""
+    late = now - due
+    if late <= at_most:
+        return ""
+    return (
+        f"this tick was due at {due:%Y-%m-%d %H:%M %Z}, {late / timedelta(hours=1):.1f} h ago: the machine or the daemon was not running."
+    )
 
 
 def stale(due: datetime, now: datetime) -> str:
-    """Why a tick must not run any more; empty if it may."""
-    late = now - due
-    if late <= STALE_AFTER:
-        return ""
-    return (
-        f"this tick was due at {due:%Y-%m-%d %H:%M %Z}, {late / timedelta(hours=1):.1f} h ago: the machine or the daemon was not running. "
-        f"A set tells the state of its own time, so a tick is caught up for {STALE_AFTER / timedelta(hours=1):.0f} h only; "
+    """Why a tick must not take a set any more; empty if it may."""
+    late = late_by(due, now, STALE_AFTER)
+    return late and (
+        f"{late} A set tells the state of its own time, so a tick is caught up for {STALE_AFTER / timedelta(hours=1):.0f} h only; "
         "the next one comes by itself, or start `backup_now`."
     )
 

@@ -15,6 +15,7 @@ from scholaria_ops.errors import ConfigError
 from scholaria_ops.settings.offsite import OffsiteSettings
 from scholaria_ops.settings.sets import DumpSettings, PlaceSettings, RetentionSettings, ScheduleSettings
 from scholaria_ops.settings.stores import PostgresSettings, QdrantSettings, RedisSettings, ToolSettings
+from scholaria_ops.settings.upkeep import UpkeepSettings
 
 #: Names the file to read instead of ``.env`` in the working directory.
 ENV_FILE_VARIABLE = "SCHOLARIA_OPS_ENV_FILE"
@@ -33,6 +34,7 @@ SECTIONS = (
     ToolSettings,
     ScheduleSettings,
     RetentionSettings,
+    UpkeepSettings,
     OffsiteSettings,
 )
 
@@ -40,6 +42,7 @@ SECTIONS = (
 class Settings(
     # pydantic collects the fields of the last base first.
     OffsiteSettings,
+    UpkeepSettings,
     RetentionSettings,
     ScheduleSettings,
     ToolSettings,

@@ -12,6 +12,7 @@ import pytest
 
 from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.errors import ConfigError, Refused, UsageError, VerificationFailed
+from scholaria_ops.operations.drill import drill
 from scholaria_ops.operations.offsite import fetch, offsite_id, offsite_sets, ship
 from scholaria_ops.operations.rehearse import rehearse
 from scholaria_ops.operations.services import Services
@@ -165,3 +166,48 @@ def test_without_an_offsite_place_the_setting_is_named(services_factory: Service
     with pytest.raises(ConfigError) as caught:
         fetch(services, "latest")
     assert "BACKUP_S3_BUCKET" in caught.value.hint
+
+
+def test_the_drill_brings_all_back_from_nothing_but_the_bucket(shipped: Services, new_machine: Services, pristine: BackupSet) -> None:
+    report = drill(new_machine, run_id="r")
+    assert (report.rehearsal.verdict, report.found, report.unreadable) == ("proven", 1, {})
+    assert report.rehearsal.set_id == pristine.id
+    assert 0 < report.rehearsal.fetch_s < report.rehearsal.rto_s
+    assert new_machine.catalogue.entries() == [], "the empty environment was one of its own"
+    assert list(new_machine.settings.scratch_root.iterdir()) == []
+    record = new_machine.catalogue.records.last(pristine.id, "rehearsed")
+    assert record
+    assert (record.detail["source"], record.detail["drill"], record.detail["verdict"]) == ("offsite", True, "proven")
+    (there,) = offsite_sets(new_machine)
+    assert any(r.event == "rehearsed" and r.detail.get("drill") for r in there.records), "the bucket tells of it too"
+
+
+def test_the_drill_fails_on_damage_that_the_disk_here_would_hide(
+    shipped: Services, pristine: BackupSet, client: S3Client, offsite: dict[str, str]
+) -> None:
+    path = pristine.manifest.artifacts_of("redis")[0].path
+    bucket, key = offsite["BACKUP_S3_BUCKET"], f"house/a/{pristine.directory.name}/{path}"
+    client.put_object(Bucket=bucket, Key=key, Body=b"rot")
+    with pytest.raises(VerificationFailed, match="redis"):
+        drill(shipped)
+    assert shipped.catalogue.find(pristine.id).set, "the set here is as it was"
+    assert list(shipped.settings.scratch_root.iterdir()) == []
+
+
+def test_the_drill_names_every_set_whose_manifest_cannot_be_read(
+    shipped: Services, pristine: BackupSet, client: S3Client, offsite: dict[str, str]
+) -> None:
+    bucket = offsite["BACKUP_S3_BUCKET"]
+    client.put_object(Bucket=bucket, Key="house/a/scholaria_backup_20200101_000000/backup_manifest.json", Body=b"{}")
+    report = drill(shipped)
+    assert report.rehearsal.verdict == "proven"
+    assert list(report.unreadable) == ["20200101_000000"]
+    with pytest.raises(VerificationFailed, match="20200101_000000"):
+        report.raise_if_unreadable()
+
+
+def test_the_drill_needs_a_bucket_and_a_set_in_it(new_machine: Services, services_factory: ServicesFactory) -> None:
+    with pytest.raises(UsageError, match="no verified set can be read"):
+        drill(new_machine)
+    with pytest.raises(ConfigError, match="no offsite place"):
+        drill(services_factory())

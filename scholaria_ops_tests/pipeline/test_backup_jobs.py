@@ -57,6 +57,7 @@ def test_a_backup_run_fills_a_partition_with_cells_and_metadata(instance: dg.Dag
     stats = instance.get_run_by_id(run_id)
     assert stats
     assert stats.is_success
+    assert stats.tags["scholaria/tier"] == sealed["tier"].value == _newest(instance, "backup", "sealed").tags["scholaria/tier"] == "manual"
     checks = _evaluations(instance, run_id)
     assert {name: e.passed for name, e in checks.items()} == dict.fromkeys(CHECKS, True)
 
