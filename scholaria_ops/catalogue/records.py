@@ -16,6 +16,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from scholaria_ops.catalogue.evidence.base import Model
 from scholaria_ops.catalogue.layout import Layout, is_id
+from scholaria_ops.errors import Refused
 from scholaria_ops.files import append_durably, fsync_dir, make_private_dir
 
 Event = Literal["reserved", "failed", "sealed", "verified", "shipped", "reread", "fetched", "rehearsed", "held", "released", "deleted"]
@@ -66,20 +67,31 @@ class Records:
 
     def of(self, set_id: str) -> list[Record]:
         """All records of an id, oldest first; a line torn by a crash is passed over."""
-        path = self._layout.record(set_id)
-        if not path.exists():
+        try:
+            return parse(self._layout.record(set_id).read_bytes())
+        except FileNotFoundError:
             return []
-        return parse(path.read_bytes())
 
     def last(self, set_id: str, event: Event) -> Record | None:
         """The newest record of one kind."""
         return next((r for r in reversed(self.of(set_id)) if r.event == event), None)
 
     def ids(self) -> set[str]:
-        """Every id that was ever reserved here."""
-        if not self._layout.records.exists():
+        """Every id that was ever reserved here.
+
+        Raises:
+            Refused: the directory cannot be read.
+        """
+        directory = self._layout.records
+        try:
+            # Not glob(): it takes a directory that it may not read for an empty one.
+            names = os.listdir(directory)  # noqa: PTH208
+        except FileNotFoundError:
             return set()
-        return {p.stem for p in self._layout.records.glob("*.jsonl") if is_id(p.stem)}
+        except OSError as exc:
+            raise Refused(f"cannot read {directory}: {exc.strerror}", hint="Check BACKUP_DIR and its permissions.") from exc
+        stems = (name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl"))
+        return {stem for stem in stems if is_id(stem)}
 
     def merge(self, set_id: str, data: bytes) -> int:
         """Take over records that came with an offsite copy; returns how many were new here."""

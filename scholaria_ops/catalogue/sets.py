@@ -85,12 +85,35 @@ class BackupSet:
         return cls(directory, manifest)
 
 
+def told(exc: OSError) -> str:
+    """The system's words for what went wrong."""
+    return exc.strerror or type(exc).__name__
+
+
 def held_because(records: Sequence[Record]) -> str:
     """Why a set with these records is held; empty if it is not."""
     record = next((r for r in reversed(records) if r.event in {"held", "released"}), None)
     return (
         f"{record.detail.get('why') or 'no reason given'} ({record.by}, {record.at:%Y-%m-%d})" if record and record.event == "held" else ""
     )
+
+
+def passed_at(records: Sequence[Record]) -> datetime | None:
+    """When the newest verification passed; None if there is none or it failed."""
+    record = next((r for r in reversed(records) if r.event == "verified"), None)
+    return record.at if record and record.detail.get("passed") is True else None
+
+
+def shipped_at(records: Sequence[Record]) -> datetime | None:
+    """When the offsite copy was confirmed last; None if it was deleted since."""
+    standing = [r for r in records if r.event == "shipped" or (r.event == "deleted" and r.detail.get("place") == "offsite")]
+    return standing[-1].at if standing and standing[-1].event == "shipped" else None
+
+
+def proven_at(records: Sequence[Record]) -> datetime | None:
+    """When the newest rehearsal that could judge proved the set; None if it did not."""
+    judged = [r for r in records if r.event == "rehearsed" and r.detail.get("verdict") in {"proven", "failed"}]
+    return judged[-1].at if judged and judged[-1].detail["verdict"] == "proven" else None
 
 
 @dataclass(frozen=True)
@@ -105,6 +128,8 @@ class Entry:
     legacy: LegacySet | None = None
     #: Why it is damaged, unrestorable or stray.
     reason: str = ""
+    #: Why it, or what is recorded of it, could not be read; empty if it was. What is unread may be sound: it is never absent.
+    unread: str = ""
     records: Sequence[Record] = field(default=())
 
     def last(self, event: str) -> Record | None:
@@ -113,8 +138,7 @@ class Entry:
     @property
     def verified_at(self) -> datetime | None:
         """When the newest verification passed, provided that no later one failed."""
-        record = self.last("verified")
-        return record.at if record and record.detail.get("passed") is True else None
+        return passed_at(self.records)
 
     @property
     def verified_level(self) -> str:
@@ -124,8 +148,7 @@ class Entry:
     @property
     def offsite_at(self) -> datetime | None:
         """When the offsite copy was confirmed last, unless it was deleted since."""
-        standing = [r for r in self.records if r.event == "shipped" or (r.event == "deleted" and r.detail.get("place") == "offsite")]
-        return standing[-1].at if standing and standing[-1].event == "shipped" else None
+        return shipped_at(self.records)
 
     @property
     def held(self) -> str:
@@ -135,8 +158,7 @@ class Entry:
     @property
     def proven_at(self) -> datetime | None:
         """When the newest rehearsal proved it, provided that no later one failed."""
-        judged = [r for r in self.records if r.event == "rehearsed" and r.detail.get("verdict") in {"proven", "failed"}]
-        return judged[-1].at if judged and judged[-1].detail["verdict"] == "proven" else None
+        return proven_at(self.records)
 
     @property
     def ordered_by(self) -> tuple[float, str]:
@@ -175,17 +197,26 @@ class Catalogue:
         if set_id is None or not directory.is_dir() or directory.is_symlink():
             looks_like = name.startswith((SET_PREFIX, PARTIAL_PREFIX))
             return Entry(name, Kind.STRAY, directory, reason="its name holds no valid id" if looks_like else "not made by this product")
-        records = self.records.of(set_id)
+        records, unread = self._recorded(set_id)
         try:
             legacy = read_legacy(directory)
             if legacy:
-                return Entry(name, Kind.LEGACY, directory, set_id, legacy=legacy, reason=legacy.unrestorable, records=records)
+                return Entry(name, Kind.LEGACY, directory, set_id, None, legacy, legacy.unrestorable, unread, records)
             backup_set = BackupSet.open(directory)
             if backup_set.id != set_id or (backup_set.kind is Kind.PARTIAL) != name.startswith(PARTIAL_PREFIX):
                 raise VerificationFailed(f"the manifest in {name} is of set {backup_set.id}", hint="Somebody renamed or copied it.")
-        except (OpsError, OSError) as exc:
-            return Entry(name, Kind.DAMAGED, directory, set_id, reason=str(exc), records=records)
-        return Entry(name, backup_set.kind, directory, set_id, set=backup_set, records=records)
+        except OpsError as exc:
+            return Entry(name, Kind.DAMAGED, directory, set_id, reason=str(exc), unread=unread, records=records)
+        except OSError as exc:
+            return Entry(name, Kind.DAMAGED, directory, set_id, reason=str(exc), unread=told(exc), records=records)
+        return Entry(name, backup_set.kind, directory, set_id, backup_set, unread=unread, records=records)
+
+    def _recorded(self, set_id: str) -> tuple[list[Record], str]:
+        """The records of a set, or why they could not be read."""
+        try:
+            return self.records.of(set_id), ""
+        except OSError as exc:
+            return [], f"its records: {told(exc)}"
 
     def sealed(self) -> list[Entry]:
         """Whole sets of ours, oldest first."""
@@ -207,14 +238,26 @@ class Catalogue:
         return self._at_path(Path(reference))
 
     def _latest(self) -> Entry:
-        sealed = self.sealed()
+        entries = self.entries()
+        sealed = [e for e in entries if e.kind is Kind.SEALED]
         verified = [e for e in sealed if e.verified_at]
+        self._nothing_unread_after(verified[-1] if verified else None, entries)
         if not verified:
             raise UsageError(
                 f"no verified set in {self.layout.root}" + (f" ({len(sealed)} unverified)" if sealed else ""),
                 hint="Make one with `scholaria-ops backup`, or verify one by its id.",
             )
         return verified[-1]
+
+    @staticmethod
+    def _nothing_unread_after(newest: Entry | None, entries: Sequence[Entry]) -> None:
+        """Refuse to call a set the newest while a later one could not be read."""
+        later = [e for e in entries if e.unread and (newest is None or e.ordered_by > newest.ordered_by)]
+        if later:
+            raise Refused(
+                f"{later[-1].name} could not be read ({later[-1].unread}), so which set is the newest is not known",
+                hint="Mend its permissions or the disk, or name a set by its id; `scholaria-ops list` shows all.",
+            )
 
     def _at_path(self, path: Path) -> Entry:
         if not path.is_dir():
@@ -266,4 +309,16 @@ def expected_files(manifest: Manifest) -> set[str]:
     return {a.path for a in manifest.artifacts} | {MANIFEST, RESTORE_TEXT}
 
 
-__all__ = ["BackupSet", "Catalogue", "Entry", "Kind", "check_id", "expected_files", "held_because", "parse_sums"]
+__all__ = [
+    "BackupSet",
+    "Catalogue",
+    "Entry",
+    "Kind",
+    "check_id",
+    "expected_files",
+    "held_because",
+    "parse_sums",
+    "passed_at",
+    "proven_at",
+    "shipped_at",
+]

@@ -129,4 +129,5 @@ def entry_json(entry: Entry) -> dict[str, Any]:
         "offsite_at": entry.offsite_at,
         "proven_at": entry.proven_at,
         "held": entry.held or None,
+        "unread": entry.unread or None,
     }

@@ -127,7 +127,10 @@ def _backup(services: Services, set_id: str, request: BackupRequest, ctx: Contex
         run_id=request.run_id,
         sums_sha256=sealed.sums_sha256,
         partial=manifest.partial,
+        tier=manifest.tier,
         size_bytes=manifest.size_bytes,
+        duration_s=round(manifest.duration_s, 3),
+        counts=manifest.counts(),
         cut_at=manifest.cut_at.astimezone(UTC).isoformat(),
     )
     if failures:

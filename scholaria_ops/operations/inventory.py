@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 
 from scholaria_ops.catalogue.layout import MANIFEST, SET_PREFIX, SUMS, id_from_name
 from scholaria_ops.catalogue.records import Record, parse
 from scholaria_ops.catalogue.retention import Inventory, SetFacts
-from scholaria_ops.catalogue.sets import Entry, Kind, held_because
+from scholaria_ops.catalogue.sets import Entry, Kind, held_because, proven_at
 from scholaria_ops.errors import Refused, VerificationFailed
 from scholaria_ops.operations.offsite import offsite_manifest
 from scholaria_ops.operations.prune_state import Journal, PruneState, RemoteFacts, Seen
@@ -85,11 +85,13 @@ def _here(
     unreadable: dict[str, str] = {}
     for entry in entries:
         services.cancel.check()
+        if entry.unread:
+            unreadable[entry.name] = entry.unread
         if entry.set is not None:
             sets.append(_facts_here(services, entry, remote, in_flight))
             continue
         untouched[entry.name] = f"{entry.kind}" + (f": {entry.reason}" if entry.reason else "")
-        if entry.kind is Kind.DAMAGED and (why := _cannot_read(entry.directory)):
+        if not entry.unread and entry.kind is Kind.DAMAGED and (why := _cannot_read(entry.directory)):
             unreadable[entry.name] = why
     standing = {e.name for e in entries}
     missing = {n: "stood here at the last look" for n in seen.here if n not in standing | begun and not _deleted(services, n, "here")}
@@ -109,10 +111,10 @@ def _facts_here(services: Services, entry: Entry, remote: Mapping[str, Sequence[
         counts=manifest.counts(),
         partial=manifest.partial,
         verified=entry.verified_at is not None,
-        proven_at=_proven_at(records),
+        proven_at=proven_at(records),
         held=held_because(records),
         in_flight=in_flight.get(manifest.id, ""),
-        doubt=_doubtful(services.catalogue.layout.record(manifest.id)),
+        doubt=entry.unread or _doubtful(services.catalogue.layout.record(manifest.id)),
     )
 
 
@@ -172,7 +174,7 @@ def _facts_there(
         size_bytes=size,
         counts=facts.counts,
         verified=bool(judged) and judged[-1].detail.get("passed") is True,
-        proven_at=_proven_at(records),
+        proven_at=proven_at(records),
         held=held_because(records),
         in_flight=in_flight.get(set_id, ""),
         doubt=_doubtful(services.catalogue.layout.record(set_id)),
@@ -183,11 +185,6 @@ def merged(*histories: Sequence[Record]) -> list[Record]:
     """Records from several places in the order of their time, each once."""
     found = {(r.at, r.event, r.by): r for history in histories for r in history}
     return sorted(found.values(), key=lambda r: r.at)
-
-
-def _proven_at(records: Sequence[Record]) -> datetime | None:
-    judged = [r for r in records if r.event == "rehearsed" and r.detail.get("verdict") in {"proven", "failed"}]
-    return judged[-1].at if judged and judged[-1].detail["verdict"] == "proven" else None
 
 
 def _shipped_to(entry: Entry, where: str) -> bool:
