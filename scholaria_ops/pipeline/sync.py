@@ -32,6 +32,8 @@ class SyncResult:
     reported: int = 0
     offsite_only: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
+    #: Ids that could not be read: they may be sound, so their partitions stay.
+    unread: set[str] = field(default_factory=set)
 
     def lines(self) -> Iterator[str]:
         yield f"partitions added: {', '.join(self.added) or 'none'}"
@@ -80,7 +82,7 @@ def sync_catalogue(services: Services, instance: dg.DagsterInstance) -> SyncResu
                 _report(instance, key, set_id, metadata)
                 result.reported += 1
     recorded = services.catalogue.records.ids()
-    for set_id in sorted(known - sets.keys() - _in_flight(instance)):
+    for set_id in sorted(known - sets.keys() - result.unread - _in_flight(instance)):
         # An id that is reserved and was never sealed may be about to run; after a while it never will.
         reserved = services.catalogue.records.last(set_id, "reserved")
         waits = reserved and services.now() - reserved.at < RESERVATION_VALID
@@ -101,6 +103,8 @@ def _local(services: Services, result: SyncResult) -> dict[str, _Known]:
             found[entry.set.id] = _Known(entry.set.manifest, str(entry.directory), entry.records)
         else:
             result.skipped[entry.name] = f"{entry.kind}" + (f", {entry.reason}" if entry.reason else "")
+        if entry.unread and entry.id:
+            result.unread.add(entry.id)
     return found
 
 
