@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,19 @@ def rename_durably(source: Path, target: Path) -> None:
     fsync_dir(target.parent)
     if source.parent != target.parent:
         fsync_dir(source.parent)
+
+
+def replace_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Put a whole file in the place of ``path`` by one rename: who reads it meanwhile sees the old content or the new, never half."""
+    # The suffix keeps it from whoever collects files by theirs.
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.new")
+    fresh.unlink(missing_ok=True)
+    try:
+        write_private(fresh, data)
+        fresh.chmod(mode)
+        rename_durably(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def append_durably(path: Path, line: bytes) -> None:

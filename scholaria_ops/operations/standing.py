@@ -18,12 +18,14 @@ from scholaria_ops.catalogue.layout import SET_PREFIX
 from scholaria_ops.catalogue.manifest import TIERS, Tier
 from scholaria_ops.catalogue.records import Record
 from scholaria_ops.catalogue.sets import Entry, Kind, held_because, passed_at, proven_at, shipped_at
+from scholaria_ops.errors import Refused
 from scholaria_ops.operations.forecast import DiskForecast, predict_next
 from scholaria_ops.operations.services import Services
 
 #: ``whole`` and ``partial`` sets stand on this disk; ``gone`` ones did, or were begun: only their records are left here.
 Place = Literal["whole", "partial", "gone"]
 What = Literal["backup", "verification", "rehearsal"]
+KINDS: tuple[What, ...] = ("backup", "verification", "rehearsal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,8 @@ class TierStanding:
     proven: Mark | None
     #: Since the last success of the same kind, oldest first.
     failures: Sequence[Failure]
-    #: All that ever failed and is on record.
-    failures_total: int
+    #: How often each kind ever failed, as far as records go back.
+    failures_total: Mapping[What, int]
     last_rehearsal: Rehearsal | None
 
 
@@ -185,7 +187,7 @@ def take_standing(services: Services) -> Standing:
     """Look at BACKUP_DIR and judge what is there now.
 
     Raises:
-        Refused: the directory, or that of the records, cannot be read. Single sets that cannot are in ``unread``.
+        Refused: the directory does not exist, or it or that of the records cannot be read. Single sets that cannot are in ``unread``.
     """
     return standing_of(look(services), services.now())
 
@@ -197,6 +199,10 @@ def look(services: Services) -> Look:
         Refused: as :func:`take_standing` says.
     """
     catalogue = services.catalogue
+    if not catalogue.layout.root.is_dir():
+        raise Refused(
+            f"{catalogue.layout.root} does not exist", hint="Mount the disk it is on, or correct BACKUP_DIR. A first backup makes it."
+        )
     entries = catalogue.entries()
     histories: dict[str, Sequence[Record]] = {}
     unread: dict[str, str] = {}
@@ -358,7 +364,7 @@ def _tier(tier: Tier | None, sets: Sequence[SetStanding], failed: Sequence[Failu
         offsite=_newest(((s, s.offsite_at) for s in sets if s.place != "partial"), now),
         proven=_newest(((s, s.proven_at) for s in here), now),
         failures=[f for f in failed if _unanswered(f, successes[f.what])],
-        failures_total=len(failed),
+        failures_total={what: sum(f.what == what for f in failed) for what in KINDS},
         last_rehearsal=max(rehearsals, key=lambda r: r.at, default=None),
     )
 
