@@ -25,7 +25,7 @@ KOREAN = ROOT / "docs" / "ko"
 #: Placeholders of the synopses.
 _PLACEHOLDERS = {"SET", "FILE", "TIER", "TEXT", "LEVEL", "SOURCE", "PERIOD", "COMMAND", "[OPTIONS]", "[SET]"}
 #: Variables of other programs, and the names that the pages misspell on purpose.
-_NOT_OURS = {"BACKUP_S3_BUKET", "DAGSTER_HOME", ENV_FILE_VARIABLE, "REDIS_DIR", "REDIS_CONF"}
+_NOT_OURS = {"BACKUP_S3_BUKET", "DAGSTER_HOME", ENV_FILE_VARIABLE, "REDIS_DIR", "REDIS_CONF", "REDIS_VERSION", "QDRANT_VERSION"}
 _VARIABLE = re.compile(r"\b(?:(?:BACKUP|AWS|DB|REDIS|QDRANT)_[A-Z0-9_]+|PG_BIN_DIR|POSTGRES_PASSWORD)(?![A-Z0-9_*])")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
@@ -166,7 +166,10 @@ def test_every_korean_page_has_the_same_commands_as_the_english_one(path: Path) 
 def test_every_english_page_for_operators_has_a_korean_one() -> None:
     reference = {"benchmarks.md", "commands.md", "format.md", "settings.md"}
     pages = [p for p in (ROOT / "docs").glob("*.md") if p.name not in reference]
-    english = {p.relative_to(ROOT / "docs") for p in [*pages, *(ROOT / "docs" / "recovery").glob("*.md")]}
+    english = {
+        p.relative_to(ROOT / "docs")
+        for p in [*pages, *(p for folder in ("recovery", "deploy") for p in (ROOT / "docs" / folder).glob("*.md"))]
+    }
     assert english == {p.relative_to(KOREAN) for p in KOREAN.rglob("*.md")}
 
 

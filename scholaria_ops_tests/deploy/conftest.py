@@ -1,0 +1,19 @@
+"""An operator's settings file for the sample, for services that are given nothing but its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scholaria_ops.sandbox.sample import SampleStack
+from scholaria_ops.sandbox.tools import Tools
+from scholaria_ops_tests.operations.support import environment
+
+
+@pytest.fixture
+def settings_file(sample_stack: SampleStack, tools: Tools, tmp_path: Path) -> Path:
+    path = tmp_path / "scholaria.env"
+    path.write_text("".join(f"{k}={v}\n" for k, v in environment(sample_stack, tools, tmp_path / "backups").items()))
+    path.chmod(0o600)
+    return path
