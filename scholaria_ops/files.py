@@ -176,7 +176,9 @@ def append_durably(path: Path, line: bytes) -> None:
         torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
         payload = (b"\n" if torn else b"") + line.rstrip(b"\n") + b"\n"
         with disk_errors(path, needed=len(payload)):
-            os.write(fd, payload)
+            # A full disk takes a part without complaint; asking for the rest brings out the error.
+            while payload:
+                payload = payload[os.write(fd, payload) :]
             os.fsync(fd)
     finally:
         os.close(fd)

@@ -89,6 +89,10 @@ class Layout:
     def ledger(self) -> Path:
         return self.state / "ledger.jsonl"
 
+    @property
+    def audit(self) -> Path:
+        return self.records / "audit.jsonl"
+
     def sealed(self, set_id: str) -> Path:
         return self.root / f"{SET_PREFIX}{check_id(set_id)}"
 

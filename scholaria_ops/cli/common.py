@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from scholaria_ops.cli.output import human_age, showing_progress
+from scholaria_ops.operations.auditing import Actor
 from scholaria_ops.operations.services import Services, make_services
 from scholaria_ops.progress import Progress
 from scholaria_ops.settings import load_settings
@@ -19,7 +20,7 @@ SetArgument = Annotated[str, typer.Argument(metavar="SET", help="`latest` (newes
 
 def services(progress: Progress | None = None) -> Services:
     """Services for the settings in force."""
-    return make_services(load_settings(), progress=progress)
+    return make_services(load_settings(), progress=progress, actor=Actor("command line"))
 
 
 def run(job: str, *, partition: str | None = None, config: Mapping[str, Any] | None = None, progress: Progress | None = None) -> str:

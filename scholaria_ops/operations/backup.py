@@ -86,13 +86,17 @@ def backup(services: Services, set_id: str, request: BackupRequest) -> BackupSet
         Busy: another run is at work.
         Cancelled: told to stop; nothing remains, here or on the servers.
     """
-    with services.locked(f"backup {set_id}"):
+    asked = {"tier": request.tier, "note": request.note, "requested_by": request.requested_by}
+    with services.audited("backup", set_id, run_id=request.run_id, **asked) as entry, services.locked(f"backup {set_id}"):
         if (done := existing(services, set_id)) is not None:
+            entry.note(already_sealed=True)
             return done
         check_usable(services.catalogue.records, set_id, services.settings.timezone, services.now())
         with services.context(f"backup-{set_id}") as ctx:
             try:
-                return _backup(services, set_id, request, ctx)
+                sealed = _backup(services, set_id, request, ctx)
+                entry.note(size_bytes=sealed.manifest.size_bytes, sums_sha256=sealed.sums_sha256)
+                return sealed
             except OpsError as exc:
                 services.catalogue.records.append(
                     set_id, "failed", run_id=request.run_id, code=exc.code, message=redact(exc.message, services.settings.secrets)

@@ -21,7 +21,9 @@ def hold(services: Services, reference: str, why: str, *, run_id: str = "") -> R
         Refused: the set went away at the same moment.
     """
     set_id = _known(services, reference)
-    record = services.catalogue.records.append(set_id, "held", run_id=run_id, why=_reason(why))
+    reason = _reason(why)
+    record = services.catalogue.records.append(set_id, "held", run_id=run_id, why=reason)
+    services.audit("hold", set_id, "done", run_id=run_id, why=reason)
     _push(services, set_id)
     try:
         _known(services, set_id)
@@ -39,7 +41,9 @@ def release(services: Services, reference: str, why: str, *, run_id: str = "") -
     set_id = _known(services, reference)
     if not held_because(services.catalogue.records.of(set_id)):
         raise UsageError(f"the set {set_id} is not held", hint="`scholaria-ops prune` shows which rule keeps it.")
-    record = services.catalogue.records.append(set_id, "released", run_id=run_id, why=_reason(why))
+    reason = _reason(why)
+    services.audit("release", set_id, "done", run_id=run_id, why=reason)
+    record = services.catalogue.records.append(set_id, "released", run_id=run_id, why=reason)
     _push(services, set_id)
     return record
 

@@ -63,12 +63,22 @@ def ship(services: Services, entry: Entry, *, reread: bool = False, run_id: str 
     newest = entry.last("verified")
     if newest and newest.detail.get("passed") is not True:
         raise Refused(f"the newest verification of {entry.id} failed", hint="Verify it again, or ship another set; damage is not copied.")
+    with services.audited("ship", entry.set.id, run_id=run_id, where=target.where, reread=reread) as audited:
+        report = _upload(services, entry, entry.set, reread=reread, run_id=run_id)
+        audited.note(bytes=report.size_bytes, sent_bytes=report.sent_bytes)
+    told = sensitive(entry.set.manifest)
+    warning = (f"the offsite copy holds {' and '.join(told)}, unencrypted: restrict who may read the bucket",) if told else ()
+    return Shipped(report, (*report.warnings, *warning))
+
+
+def _upload(services: Services, entry: Entry, backup_set: BackupSet, *, reread: bool, run_id: str) -> ShipReport:
+    target = target_of(services)
     for line in target.reap(cancel=services.cancel):
         services.progress.say(line)
     report = target.upload_set(
         entry.directory,
         entry.directory.name,
-        _files(entry.set),
+        _files(backup_set),
         (SUMS, MANIFEST),
         confirm=services.settings.s3_confirm,
         cancel=services.cancel,
@@ -76,7 +86,7 @@ def ship(services: Services, entry: Entry, *, reread: bool = False, run_id: str 
         existing="reread" if reread else "trust",
     )
     services.catalogue.records.append(
-        entry.set.id,
+        backup_set.id,
         "shipped",
         run_id=run_id,
         where=report.where,
@@ -84,11 +94,11 @@ def ship(services: Services, entry: Entry, *, reread: bool = False, run_id: str 
         sent_bytes=report.sent_bytes,
         seconds=round(report.seconds, 3),
         confirmed_by="earlier run" if report.already_there and not reread else services.settings.s3_confirm,
+        # Out of the house with the record: whoever rewrites the audit log here cannot rewrite this too.
+        audit=services.audit_log.head().as_detail(),
     )
-    push_records(services, entry.set.id)
-    told = sensitive(entry.set.manifest)
-    warning = (f"the offsite copy holds {' and '.join(told)}, unencrypted: restrict who may read the bucket",) if told else ()
-    return Shipped(report, (*report.warnings, *warning))
+    push_records(services, backup_set.id)
+    return report
 
 
 def push_records(services: Services, set_id: str) -> None:
@@ -166,7 +176,8 @@ def fetch(services: Services, reference: str, *, run_id: str = "") -> Entry:
         VerificationFailed: bytes came back that are not those that were sealed; nothing was kept.
     """
     set_id = offsite_id(services, reference)
-    with services.locked(f"fetch {set_id}"):
+    where = target_of(services).where
+    with services.audited("fetch", set_id, run_id=run_id, where=where) as audited, services.locked(f"fetch {set_id}"):
         layout = services.catalogue.layout
         if layout.sealed(set_id).exists():
             raise UsageError(
@@ -180,8 +191,9 @@ def fetch(services: Services, reference: str, *, run_id: str = "") -> Entry:
             fsync_dir(stage.path)
             rename_durably(stage.path, layout.sealed(set_id))
         services.catalogue.records.append(
-            set_id, "fetched", run_id=run_id, where=target_of(services).where, bytes=report.size_bytes, seconds=round(report.seconds, 3)
+            set_id, "fetched", run_id=run_id, where=where, bytes=report.size_bytes, seconds=round(report.seconds, 3)
         )
+        audited.note(bytes=report.size_bytes)
         # Every byte was compared with what was sealed while it was written.
         services.catalogue.records.append(
             set_id,

@@ -82,7 +82,8 @@ def execute(services: Services, plan: Plan, in_flight: Callable[[], InFlight], *
         OffsiteError and its kin: a copy offsite could not be removed; the next run goes on there.
     """
     check_executable(services, plan)
-    with services.locked(f"prune {plan.digest[:12]}"):
+    asked = {"plan": plan.digest, "to_remove": [f"{line.place}: {line.name}" for line in plan.removals]}
+    with services.audited("prune", "", run_id=run_id, **asked) as entry, services.locked(f"prune {plan.digest[:12]}"):
         state = PruneState(services.catalogue.layout)
         finished, leftovers = _finish_earlier(services, state, offsite="offsite" in plan.places, run_id=run_id)
         outcome = Outcome(finished=finished)
@@ -100,6 +101,7 @@ def execute(services: Services, plan: Plan, in_flight: Callable[[], InFlight], *
         else:
             state.finish()
         outcome.gone = _gone(plan, outcome)
+        entry.note(plan=plan.digest, removed=len(outcome.removed), freed_bytes=outcome.freed_bytes, spared=outcome.spared)
     return outcome
 
 
@@ -130,6 +132,7 @@ def accept_missing(services: Services, why: str, *, run_id: str = "", offsite: b
                     services.catalogue.records.append(
                         set_id, "deleted", run_id=run_id, place=place, rule="found missing", reason=why or "accepted as meant"
                     )
+                    services.audit("prune", set_id, "done", run_id=run_id, place=place, accepted_as_meant=why)
                     accepted.append(f"{place}: {name}")
         PruneState(services.catalogue.layout).remember(stock.seen)
         return accepted
@@ -219,6 +222,8 @@ def _take_over_records(services: Services, set_id: str) -> None:
 
 
 def _record(services: Services, line: Line, digest: str, where: str, run_id: str) -> None:
+    removed = {"place": line.place, "where": where, "rule": str(line.rule), "bytes": line.size_bytes, "plan": digest}
+    services.audit("prune", str(line.id), "done", run_id=run_id, **removed)
     services.catalogue.records.append(
         str(line.id),
         "deleted",

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, Difference, StoreName
 from scholaria_ops.catalogue.evidence.redis import RedisEvidence
+from scholaria_ops.catalogue.layout import is_id
 from scholaria_ops.catalogue.manifest import Manifest
 from scholaria_ops.catalogue.sets import BackupSet, Entry
 from scholaria_ops.errors import OpsError, Refused, UsageError, VerificationFailed
@@ -119,6 +120,18 @@ def rehearse(
         UsageError: there is no such set.
         Cancelled: told to stop; servers and directories are gone.
     """
+    given = reference if is_id(reference) else ""
+    with services.audited("rehearse", given, run_id=run_id, reference=reference, source=source) as entry:
+        report = _rehearse(services, reference, source, keep)
+        entry.set_id = report.set_id
+        entry.note(verdict=report.verdict, rto_s=round(report.rto_s, 3), rpo_s=round(report.rpo_s, 3))
+        if report.verdict != "proven":
+            entry.failed("; ".join(f"{s.store}: {s.verdict}, {s.detail}" for s in report.stores if s.verdict != "proven"))
+        _record(services, report, run_id)
+    return report
+
+
+def _rehearse(services: Services, reference: str, source: Source, keep: timedelta | None) -> RehearsalReport:
     began, at = time.monotonic(), services.now()
     with ExitStack() as stack:
         ctx = stack.enter_context(services.context("rehearsal"))
@@ -130,7 +143,7 @@ def rehearse(
         if keep:
             box.keep(at + keep)
             kept_file = _write_connections(box)
-    report = RehearsalReport(
+    return RehearsalReport(
         set_id=backup_set.id,
         source=source,
         verdict=_overall(backup_set.manifest, outcomes),
@@ -142,8 +155,6 @@ def rehearse(
         kept_file=kept_file,
         kept_until=at + keep if keep else None,
     )
-    _record(services, report, run_id)
-    return report
 
 
 @contextmanager
@@ -272,6 +283,7 @@ def _record(services: Services, report: RehearsalReport, run_id: str) -> None:
         rto_s=round(report.rto_s, 3),
         rpo_s=round(report.rpo_s, 3),
         fetch_s=round(report.fetch_s, 3),
+        audit=services.audit_log.head().as_detail(),
         kept_until=report.kept_until.isoformat() if report.kept_until else None,
         kept_file=str(report.kept_file) if report.kept_file else None,
         stores={

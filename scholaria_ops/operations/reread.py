@@ -155,6 +155,7 @@ def _write_down(services: Services, copy: Reread, run_id: str) -> None:
         damage=copy.damage,
         bytes=copy.size_bytes,
     )
+    services.audit("reread", copy.set_id, "failed" if copy.damage else "done", run_id=run_id, mended=copy.mended, message=copy.damage)
     try:
         push_records(services, copy.set_id)
     except OpsError as exc:

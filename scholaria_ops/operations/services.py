@@ -11,15 +11,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from scholaria_ops.cancel import CancelToken
+from scholaria_ops.catalogue import audit
 from scholaria_ops.catalogue.commit import reap
 from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.catalogue.ledger import Ledger
 from scholaria_ops.catalogue.lock import Holder, estate_lock
 from scholaria_ops.catalogue.sets import Catalogue
-from scholaria_ops.errors import Refused
+from scholaria_ops.errors import OpsError, Refused
 from scholaria_ops.files import make_private_dir
 from scholaria_ops.offsite.base import OffsiteTarget
 from scholaria_ops.offsite.s3 import S3Options, S3Target
+from scholaria_ops.operations.auditing import Actor, Audited, clean, error_detail, outcome_of
 from scholaria_ops.operations.scratch import reap_scratch, scratch_directory
 from scholaria_ops.progress import Progress, Silent
 from scholaria_ops.sandbox.tools import Tools, find_tools
@@ -46,6 +48,8 @@ class Services:
     cancel: CancelToken = field(default_factory=CancelToken)
     progress: Progress = field(default_factory=Silent)
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("scholaria_ops"))
+    #: Who asks, for the audit log.
+    actor: Actor = field(default_factory=Actor)
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -75,6 +79,41 @@ class Services:
                 scratch=scratch, ledger=self.ledger, tools=self.tools, cancel=self.cancel, progress=self.progress, log=self.log, **more
             )
 
+    @property
+    def audit_log(self) -> audit.AuditLog:
+        return audit.AuditLog(self.catalogue.layout.audit)
+
+    def audit(self, verb: str, set_id: str, outcome: audit.Outcome, *, run_id: str = "", **detail: Any) -> audit.Entry:
+        """Write one entry into the audit log; secrets in ``detail`` are replaced.
+
+        Raises:
+            Refused, DiskFull: it could not be written.
+        """
+        told = clean(detail, self.settings.secrets)
+        by, how = self.actor.by, self.actor.how
+        return self.audit_log.append(verb, set_id, outcome, by=by, how=how, run_id=run_id or self.actor.run_id, detail=told)
+
+    @contextlib.contextmanager
+    def audited(self, verb: str, set_id: str, *, run_id: str = "", **detail: Any) -> Iterator[Audited]:
+        """Record the begin and the outcome of the block, whatever it is; see :mod:`scholaria_ops.operations.auditing`.
+
+        Raises:
+            Refused: BACKUP_DIR, or the audit log in it, cannot be written; the block did not run.
+        """
+        self.check_directory()
+        self.audit(verb, set_id, "begun", run_id=run_id, **detail)
+        entry = Audited(set_id)
+        try:
+            yield entry
+        except BaseException as exc:
+            try:
+                self.audit(verb, entry.set_id, outcome_of(exc), run_id=run_id, **{**entry.detail, **error_detail(exc)})
+            except OpsError as untold:
+                # The error of the work itself is the one to be told.
+                exc.add_note(f"and the audit log could not be written: {untold}")
+            raise
+        self.audit(verb, entry.set_id, entry.outcome, run_id=run_id, **entry.detail)
+
     def check_directory(self) -> None:
         """Make BACKUP_DIR if needed and see that it can be written."""
         root = self.catalogue.layout.root
@@ -91,7 +130,12 @@ class Services:
 
 
 def make_services(
-    settings: Settings, *, cancel: CancelToken | None = None, progress: Progress | None = None, log: logging.Logger | None = None
+    settings: Settings,
+    *,
+    cancel: CancelToken | None = None,
+    progress: Progress | None = None,
+    log: logging.Logger | None = None,
+    actor: Actor | None = None,
 ) -> Services:
     """Services for real stores, as the settings name them. Connects to nothing yet."""
     catalogue = Catalogue(settings.backup_dir)
@@ -117,6 +161,7 @@ def make_services(
         cancel=cancel or CancelToken(),
         progress=progress or Silent(),
         log=log or logging.getLogger("scholaria_ops"),
+        actor=actor or Actor(),
     )
 
 

@@ -79,7 +79,9 @@ class VerifyReport:
 
 
 def verify(services: Services, entry: Entry, level: Level, *, run_id: str = "") -> VerifyReport:
-    """Verify one set and record the outcome. A failed check is in the report, not an exception.
+    """Verify one set. A failed check is in the report, not an exception.
+
+    The outcome is recorded, and the audit log tells of it, for sets of this catalogue only: one looked at elsewhere has both there.
 
     The run that made the set (by ``run_id``, in its own process) opens no artifact twice: see :mod:`.opened`.
 
@@ -89,9 +91,21 @@ def verify(services: Services, entry: Entry, level: Level, *, run_id: str = "") 
     """
     if entry.kind is Kind.STRAY or entry.id is None:
         raise UsageError(f"{entry.directory} is no backup set: {entry.reason}")
+    if not _is_ours(services, entry):
+        return _verify(services, entry, entry.id, level, run_id)
+    with services.audited("verify", entry.id, run_id=run_id, level=level) as audited:
+        report = _verify(services, entry, entry.id, level, run_id)
+        _record(services, report, run_id)
+        audited.note(bytes=report.bytes_read, checks=len(report.findings), not_judged=len(report.unjudged))
+        if report.failed:
+            audited.failed("; ".join(f"{f.name}: {f.check.detail}" for f in report.failed))
+    return report
+
+
+def _verify(services: Services, entry: Entry, set_id: str, level: Level, run_id: str) -> VerifyReport:
     began, at = time.monotonic(), services.now()
     before = recall(run_id, entry.directory) if run_id else {}
-    with services.context(f"verify-{entry.id}") as ctx:
+    with services.context(f"verify-{set_id}") as ctx:
         if entry.kind is Kind.LEGACY and entry.legacy:
             findings = [Finding(subject, check) for subject, check in verify_legacy(entry.legacy, level, ctx)]
             read = entry.legacy.size_bytes
@@ -99,9 +113,7 @@ def verify(services: Services, entry: Entry, level: Level, *, run_id: str = "") 
             findings, read, before = _verify_set(services, entry, level, before, ctx)
     services.cancel.check()
     when = {name: opened.at for name, opened in before.items()}
-    report = VerifyReport(entry.id, entry.directory, level, tuple(findings), at, time.monotonic() - began, read, when)
-    _record(services, entry, report, run_id)
-    return report
+    return VerifyReport(set_id, entry.directory, level, tuple(findings), at, time.monotonic() - began, read, when)
 
 
 def _verify_set(
@@ -228,10 +240,7 @@ def _readable_level(
         return [finding for group in pool.map(one, manifest.parts()) for finding in group]
 
 
-def _record(services: Services, entry: Entry, report: VerifyReport, run_id: str) -> None:
-    """Write the outcome down, but only for sets of this catalogue: a set looked at elsewhere has its records there."""
-    if not _is_ours(services, entry):
-        return
+def _record(services: Services, report: VerifyReport, run_id: str) -> None:
     services.catalogue.records.append(
         report.set_id,
         "verified",

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 
 import dagster as dg
+from dagster._check import CheckError
 
 from scholaria_ops.cancel import CancelToken
+from scholaria_ops.operations.auditing import Actor
 from scholaria_ops.operations.services import Services, make_services
 from scholaria_ops.progress import Logged, Progress
 from scholaria_ops.settings import Settings, load_settings
 
+#: Tag of a run, and how its value begins, that says which user of which host started it at a shell.
+STARTED_BY = "scholaria/started_by"
+COMMAND_LINE = "command line"
 #: Set by the command line around a run in its own process, so that its bars and its Ctrl-C reach the operation.
 _progress: ContextVar[Progress | None] = ContextVar("scholaria_ops_progress", default=None)
 
@@ -67,9 +72,28 @@ class Estate(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's ow
         logged: Progress = Logged(log)
         outside = _progress.get()
         cancel = CancelToken()
-        services = make_services(self.settings(), cancel=cancel, progress=_Both(logged, outside) if outside else logged, log=log)
+        progress = _Both(logged, outside) if outside else logged
+        services = make_services(self.settings(), cancel=cancel, progress=progress, log=log, actor=self._actor())
         try:
             yield services
         except BaseException as exc:
             cancel.cancel(f"the run ended by {type(exc).__name__}")
             raise
+
+    def _actor(self) -> Actor:
+        try:
+            run = self.get_resource_context().run
+        except CheckError:  # not handed in by Dagster: a sensor or schedule that is evaluated by hand
+            run = None
+        return Actor("Dagster daemon") if run is None else actor_of(run.tags, run.run_id)
+
+
+def actor_of(tags: Mapping[str, str], run_id: str) -> Actor:
+    """Who asked for a run, by its tags. What was started in the UI bears no name: the UI knows no users."""
+    started_by = tags.get(STARTED_BY, "")
+    if started_by.startswith(f"{COMMAND_LINE}, "):
+        return Actor(COMMAND_LINE, started_by.removeprefix(f"{COMMAND_LINE}, "), run_id)
+    for tag, kind in (("dagster/schedule_name", "schedule"), ("dagster/sensor_name", "sensor"), ("dagster/backfill", "backfill")):
+        if tag in tags:
+            return Actor(f"{kind} {tags[tag]}", run_id=run_id)
+    return Actor("Dagster UI (nobody could be named)", run_id=run_id)

@@ -16,7 +16,7 @@ from dagster._core.instance import InstanceRef
 from scholaria_ops.catalogue.records import whoami
 from scholaria_ops.errors import Cancelled, ConfigError, OpsError
 from scholaria_ops.pipeline.partitions import add_partition
-from scholaria_ops.pipeline.resources import reporting_to
+from scholaria_ops.pipeline.resources import COMMAND_LINE, STARTED_BY, reporting_to
 from scholaria_ops.progress import Progress
 
 _CONFIG_NAME = "dagster.yaml"
@@ -97,7 +97,7 @@ def run_job(
                 instance=instance,
                 partition_key=partition,
                 run_config=run_config,
-                tags={**_REPOSITORY_TAG, "scholaria/started_by": f"command line, {whoami()}", **(tags or {})},
+                tags={**_REPOSITORY_TAG, STARTED_BY: f"{COMMAND_LINE}, {whoami()}", **(tags or {})},
             )
     except DagsterExecutionInterruptedError:
         raise Cancelled("stopped by a signal; nothing half done was left behind") from None
