@@ -8,8 +8,8 @@ The order is always the same, and every word of it is a safety rule:
 * ``roll_back`` takes back whatever was begun, from any moment on, also after a SIGKILL: it looks at the server and at the
   notebook, never at the notebook alone. It may be repeated. Afterwards the store serves what it served before.
 * ``finish`` clears away what only the switch needed; what ``undo`` needs stays.
-* ``undo`` goes back to what was served before, and keeps what was served until then in the same way (so it can itself
-  be undone by calling it once more). ``discard`` removes what was kept.
+* ``undo`` goes back to what was served before, and keeps what was served until then. Called again it changes nothing.
+  ``discard`` removes what was kept.
 
 Whatever is about to be made, renamed or changed on a server is written into the notebook *first*.
 """
@@ -174,7 +174,9 @@ class LiveStore(Protocol[E, P]):
         """What was written since the switch and would be lost by :meth:`undo`. Changes nothing."""
 
     def undo(self, notebook: Notebook, ctx: Context) -> Switched:
-        """Serve again what was served before the switch; keep what is served now in its place. Resumable after a kill.
+        """Serve again what was served before the switch; keep what is served now aside. Resumable after a kill.
+
+        Where that has happened already nothing changes, and ``lockout_s`` is 0.
 
         Raises:
             Refused: what was kept is gone or is not what the notebook says; nothing was touched.
