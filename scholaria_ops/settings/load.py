@@ -12,6 +12,7 @@ from pydantic import AliasChoices, PrivateAttr, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from scholaria_ops.errors import ConfigError
+from scholaria_ops.settings.fence import FenceSettings
 from scholaria_ops.settings.offsite import OffsiteSettings
 from scholaria_ops.settings.sets import DumpSettings, PlaceSettings, RetentionSettings, ScheduleSettings
 from scholaria_ops.settings.stores import PostgresSettings, QdrantSettings, RedisSettings, ToolSettings
@@ -36,11 +37,13 @@ SECTIONS = (
     RetentionSettings,
     UpkeepSettings,
     OffsiteSettings,
+    FenceSettings,
 )
 
 
 class Settings(
     # pydantic collects the fields of the last base first.
+    FenceSettings,
     OffsiteSettings,
     UpkeepSettings,
     RetentionSettings,
