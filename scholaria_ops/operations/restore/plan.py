@@ -1,0 +1,254 @@
+"""What a restore would do, before anything is done. The dry run is this plan, and only a plan is ever executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import AwareDatetime
+
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES, Model, StoreName
+from scholaria_ops.catalogue.layout import SUMS
+from scholaria_ops.catalogue.sets import BackupSet, Catalogue, Entry, Kind
+from scholaria_ops.errors import Refused, UsageError, VerificationFailed
+from scholaria_ops.files import hash_file, make_private_dir
+from scholaria_ops.operations.restore.fence import fence_of
+from scholaria_ops.operations.restore.journal import Journals, replace_file
+from scholaria_ops.operations.restore.live import LiveStores
+from scholaria_ops.operations.services import Services
+from scholaria_ops.operations.verify import hash_check
+from scholaria_ops.stores.base import Context
+from scholaria_ops.stores.live import Effect, Objection, Source, StorePlan
+
+
+class RestorePlan(Model):
+    """The plan of one restore. Its digest covers every word of it, the moment it was made included."""
+
+    set_id: str
+    tier: str
+    cut_at: AwareDatetime
+    #: SHA-256 of the set's SHA256SUMS: the very bytes that were looked at.
+    sums_sha256: str
+    made_at: AwareDatetime
+    valid_until: AwareDatetime
+    components: tuple[StoreName, ...]
+    #: Whether a safety set of what is replaced is taken first.
+    safety: bool
+    #: Per store what its own plan says, in the store's own fields.
+    stores: dict[StoreName, dict[str, Any]]
+    fence: tuple[str, ...]
+    after: tuple[str, ...]
+    #: Consequences that no store can see alone.
+    effects: tuple[Effect, ...] = ()
+    objections: tuple[Objection, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    def store_plans(self) -> dict[StoreName, StorePlan]:
+        """The part of each store's plan that all of them have."""
+        common = StorePlan.model_fields.keys()
+        return {n: StorePlan.model_validate({k: v for k, v in self.stores[n].items() if k in common}) for n in self.components}
+
+    @property
+    def all_objections(self) -> tuple[tuple[str, Objection], ...]:
+        """Every reason against the plan, with whom it concerns. A need that is not met is one."""
+        found = [("restore", o) for o in self.objections]
+        for name, plan in self.store_plans().items():
+            found += [(name, o) for o in plan.objections]
+            found += [
+                (name, Objection(message=f"{n.what}: {n.needed_bytes:,} bytes needed, {n.free_bytes or 0:,} free", hint="Make room first."))
+                for n in plan.needs
+                if not n.met
+            ]
+        return tuple(found)
+
+    @property
+    def expected_s(self) -> float:
+        """Seconds until the restored data are served: the stores are staged side by side."""
+        return max((p.expected_s for p in self.store_plans().values()), default=0.0)
+
+    @property
+    def expected_lockout_s(self) -> float:
+        return sum(p.expected_lockout_s for p in self.store_plans().values())
+
+
+def choose(services: Services, reference: str, ctx: Context) -> Entry:
+    """The set that ``reference`` names, its bytes checked.
+
+    Raises:
+        UsageError: there is none, or it is not one that can be restored.
+        VerificationFailed: its bytes are not those that were sealed; the hint names the next older sound set.
+    """
+    entry = services.catalogue.find(reference)
+    if entry.set is None:
+        raise UsageError(f"{entry.name} cannot be restored: it is {entry.kind}", hint=entry.reason or "Choose a sealed set.")
+    try:
+        hash_check(services, entry, ctx)
+    except VerificationFailed as exc:
+        older = next_older_sound(services, entry, ctx)
+        exc.hint = (
+            f"The next older sound set is {older.id} (cut {older.set.manifest.cut_at:%Y-%m-%d %H:%M} UTC): scholaria-ops restore {older.id}"
+            if older and older.set
+            else "No older set here is sound: try the offsite copies, `scholaria-ops restore SET --from offsite`."
+        )
+        raise
+    return entry
+
+
+def next_older_sound(services: Services, entry: Entry, ctx: Context) -> Entry | None:
+    """The newest verified set that is older than ``entry`` and whose bytes are right, looked at now."""
+    older = [e for e in services.catalogue.sealed() if e.verified_at and e.ordered_by < entry.ordered_by]
+    for candidate in reversed(older):
+        try:
+            hash_check(services, candidate, ctx)
+        except VerificationFailed as exc:
+            services.progress.say(f"{candidate.id} is not sound either: {exc.message}")
+        else:
+            return candidate
+    return None
+
+
+def plan_restore(
+    services: Services,
+    live: LiveStores,
+    reference: str,
+    components: Sequence[StoreName] = (),
+    *,
+    safety: bool = True,
+) -> RestorePlan:
+    """Look at the set and at the live stores and say what a restore would do. Changes nothing.
+
+    Args:
+        reference: ``latest`` (newest verified), an id or a path.
+        components: the stores to restore; empty for all that the set has.
+
+    Raises:
+        UsageError, VerificationFailed: as :func:`choose` says.
+        StoreUnavailable, AuthenticationFailed: a live store cannot be asked.
+    """
+    with services.context("restore-plan") as ctx:
+        entry = choose(services, reference, ctx)
+        backup_set = _set_of(entry)
+        names = _components(backup_set, components)
+        plans = {name: live[name].store.plan(source_of(backup_set, name), ctx) for name in names}
+    now = services.now()
+    return RestorePlan(
+        set_id=backup_set.id,
+        tier=backup_set.manifest.tier,
+        cut_at=backup_set.manifest.cut_at,
+        sums_sha256=hash_file(entry.directory / SUMS).sha256,
+        made_at=now,
+        valid_until=now + timedelta(seconds=services.settings.restore_plan_valid_s),
+        components=names,
+        safety=safety,
+        stores={name: plan.model_dump(mode="json") for name, plan in plans.items()},
+        fence=fence_of(services.settings).describe(),
+        after=_after(services),
+        objections=_objections(backup_set, services),
+    )
+
+
+def _set_of(entry: Entry) -> BackupSet:
+    if entry.set is None:  # pragma: no cover - choose() has looked
+        raise UsageError(f"{entry.name} is no set")
+    return entry.set
+
+
+def source_of(backup_set: BackupSet, name: StoreName) -> Source[Any]:
+    """One store's part of a set."""
+    part = backup_set.manifest.part(name)
+    if part is None:
+        raise UsageError(f"the set {backup_set.id} has no {name}: {backup_set.manifest.missing.get(name, '')}")
+    return Source(backup_set.id, backup_set.directory, backup_set.manifest.artifacts_of(name), part.evidence)
+
+
+def _components(backup_set: BackupSet, asked: Iterable[StoreName]) -> tuple[StoreName, ...]:
+    asked = set(asked)
+    have = [name for name, _ in backup_set.manifest.parts()]
+    if absent := sorted(asked - set(have)):
+        raise UsageError(
+            f"the set {backup_set.id} has no {', '.join(absent)}", hint=f"It has {', '.join(have)}; `scholaria-ops list` shows others."
+        )
+    if backup_set.kind is Kind.PARTIAL and not asked:
+        raise UsageError(
+            f"{backup_set.directory.name} is a partial set: it has only {', '.join(have)}",
+            hint="Restore it store by store, with --component.",
+        )
+    return tuple(name for name in STORE_NAMES if name in (asked or set(have)))
+
+
+def _objections(backup_set: BackupSet, services: Services) -> tuple[Objection, ...]:
+    ahead = backup_set.manifest.cut_at - services.now()
+    if ahead > timedelta(minutes=5):
+        return (
+            Objection(
+                message=f"the set's cut lies {ahead} in the future", hint="Set this host's clock right: expiries would come out wrong."
+            ),
+        )
+    return ()
+
+
+def _after(services: Services) -> tuple[str, ...]:
+    settings = services.settings
+    lines = ["sequences are raised above the largest id that Qdrant and the queue know, so that no id is given out twice"]
+    if settings.restore_hook:
+        lines.append(f"after the switch, before the writers start: {settings.restore_hook}")
+    if settings.health_url:
+        lines.append(f"{settings.health_url} is asked until it answers 200, for at most {settings.health_timeout_s:.0f} s")
+    lines.append("a fresh backup is asked for")
+    return tuple(lines)
+
+
+class Plans:
+    """The restore plan shown last, kept so that its digest can be executed; and which one was executed already."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._path = catalogue.layout.state / "restore-plan.json"
+
+    def show(self, plan: RestorePlan) -> None:
+        make_private_dir(self._path.parent, exist_ok=True)
+        replace_file(self._path, plan.model_dump_json().encode())
+
+    def shown(self, digest: str, now: datetime) -> RestorePlan:
+        """The plan of that digest (or of its first 12 or more characters), unless it has expired.
+
+        Raises:
+            UsageError: it is not the plan that was shown last.
+            Refused: it has expired.
+        """
+        try:
+            plan = RestorePlan.model_validate_json(self._path.read_bytes())
+        except FileNotFoundError:
+            plan = None
+        except ValueError:
+            raise Refused(f"{self._path} cannot be understood", hint="Make a new plan.") from None
+        if plan is None or len(digest) < 12 or not plan.digest.startswith(digest):
+            raise UsageError(f"{digest!r} is not the digest of the restore plan shown last", hint="Make a plan, read it, execute that one.")
+        require_fresh(plan, now)
+        return plan
+
+
+def require_fresh(plan: RestorePlan, now: datetime) -> None:
+    """Raise Refused if the plan has expired: live stores move on, and what it says would no longer be true."""
+    if now > plan.valid_until:
+        raise Refused(f"the plan of {plan.made_at:%H:%M:%S} UTC has expired", hint="Make a new plan and read it.")
+
+
+def refuse_objections(plan: RestorePlan) -> None:
+    """Raise Refused with every reason against the plan."""
+    if against := plan.all_objections:
+        lines = "\n".join(f"  {who}: {o.message}\n    → {o.hint}" + (f" ({o.option})" if o.option else "") for who, o in against)
+        raise Refused(f"the set {plan.set_id} is not restored:\n{lines}", hint="Nothing was touched.")
+
+
+def typed_plans(plan: RestorePlan, live: LiveStores) -> Mapping[StoreName, StorePlan]:
+    """Each store's plan in the store's own type."""
+    return {name: live[name].plan_type.model_validate(plan.stores[name]) for name in plan.components}
+
+
+__all__ = ["Journals", "Plans", "RestorePlan", "choose", "plan_restore", "refuse_objections", "require_fresh", "source_of", "typed_plans"]

@@ -1,0 +1,116 @@
+"""What the next command does about a restore that was cut off: take it back, or carry it to its end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from scholaria_ops.catalogue.evidence.base import StoreName
+from scholaria_ops.errors import OpsError, StoreError
+from scholaria_ops.operations.restore.fence import FenceFailed, fence_of
+from scholaria_ops.operations.restore.journal import Journal, Journals
+from scholaria_ops.operations.restore.live import LiveStores
+from scholaria_ops.operations.services import Services
+from scholaria_ops.stores.base import Context
+
+
+class NotTakenBack(StoreError):
+    """A restore could not be taken back in every store; the journal stays open, so that the next command tries again."""
+
+    code = "not_taken_back"
+
+
+def recover(services: Services, live: LiveStores, ctx: Context) -> list[str]:
+    """Settle every restore that was cut off; returns lines for people. Needs the estate lock. Repeatable.
+
+    Raises:
+        NotTakenBack: a store could not be brought back yet (it is down, for example).
+    """
+    journals = Journals(services.catalogue.layout)
+    lines: list[str] = []
+    for journal in journals.unfinished():
+        if journal.phase == "switched":
+            lines += _carry_to_its_end(services, live, journals, journal, ctx)
+        elif journal.phase == "undoing":
+            lines += carry_on_undoing(services, live, journals, journal, ctx)
+        else:
+            lines += [
+                f"the restore {journal.id} of {journal.set_id} had been cut off; it is taken back",
+                *take_back(services, live, journals, journal, ctx),
+            ]
+    return lines
+
+
+def take_back(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
+    """Every store serves what it served before, and the writers run. All stores are tried, whatever one of them says."""
+    journal = journals.write(journal.model_copy(update={"phase": "rolling_back"}))
+    lines: list[str] = []
+    failures: list[str] = []
+    for name in reversed(journal.stores):
+        try:
+            lines += live[name].store.roll_back(journals.notebook(journal.id, name), _own(ctx, name))
+        except OpsError as exc:
+            failures.append(f"{name}: {exc}")
+    try:
+        if journal.fenced:
+            fence_of(services.settings).start()
+            journal = journals.write(journal.model_copy(update={"fenced": False}))
+            lines.append("the writers were started again")
+    except FenceFailed as exc:
+        failures.append(f"{exc.message} ({exc.hint})")
+    if failures:
+        raise NotTakenBack("; ".join(failures), hint="Mend the cause, then run `scholaria-ops restore --recover`.")
+    journals.write(journal.model_copy(update={"phase": "rolled_back", "ended_at": services.now()}))
+    journals.forget_files(journal.id)
+    return lines
+
+
+def _own(ctx: Context, name: StoreName) -> Context:
+    """A context with a scratch directory that staging has not used."""
+    scratch = ctx.scratch / f"{name}-back"
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    return replace(ctx, scratch=scratch)
+
+
+def _carry_to_its_end(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
+    lines = [f"the restore {journal.id} of {journal.set_id} had been cut off after the switch; it is finished"]
+    if journal.fenced:
+        fence_of(services.settings).start()
+        journal = journals.write(journal.model_copy(update={"fenced": False}))
+        lines.append("the writers were started again")
+    for name in journal.stores:
+        lines += live[name].store.finish(journals.notebook(journal.id, name), _own(ctx, name))
+    journals.write(journal.model_copy(update={"phase": "done", "ended_at": services.now()}))
+    return lines
+
+
+def carry_on_undoing(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
+    """Bring the stores that have not gone back yet to where they were before the restore, and start the writers.
+
+    Raises:
+        NotTakenBack: a store could not go back; the others have, and the journal stays open.
+    """
+    lines: list[str] = []
+    failures: list[str] = []
+    for name in reversed(journal.stores):
+        if name in journal.undone:
+            continue
+        try:
+            switched = live[name].store.undo(journals.notebook(journal.id, name), _own(ctx, name))
+        except OpsError as exc:
+            failures.append(f"{name}: {exc}")
+            continue
+        journal = journals.write(journal.model_copy(update={"undone": (*journal.undone, name), "kept": (*journal.kept, *switched.kept)}))
+        lines.append(f"{name}: serves what it served before the restore {journal.id}; {switched.lockout_s:.2f} s without service")
+        lines += switched.warnings
+    try:
+        if journal.fenced:
+            fence_of(services.settings).start()
+            journal = journals.write(journal.model_copy(update={"fenced": False}))
+    except FenceFailed as exc:
+        failures.append(f"{exc.message} ({exc.hint})")
+    if failures:
+        raise NotTakenBack(
+            "; ".join(failures), hint="The stores do not belong together now. Mend the cause, then run `scholaria-ops restore --recover`."
+        )
+    journals.write(journal.model_copy(update={"phase": "undone", "ended_at": services.now()}))
+    return lines

@@ -1,0 +1,267 @@
+"""Execute a restore plan: stage every store beside what is served, switch them one after the other, or take all of it back.
+
+What may fail does so while nobody is locked out: the data are loaded and compared first, in all stores side by side. Then
+the writers are stopped, the stores switched (Qdrant last: a plain collection cannot be switched without a gap), the hooks
+run, and the writers started. Until the journal says ``switched`` any failure takes every store back; from then on the rest is
+carried to its end, by the next command if need be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from scholaria_ops.cancel import CancelToken
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
+from scholaria_ops.catalogue.layout import SUMS
+from scholaria_ops.catalogue.records import whoami
+from scholaria_ops.catalogue.sets import BackupSet
+from scholaria_ops.errors import Cancelled, OpsError, Refused, StoreError
+from scholaria_ops.files import hash_file
+from scholaria_ops.operations.backup import BackupIncomplete, BackupRequest, backup_holding_the_lock, reserve
+from scholaria_ops.operations.restore.after import After, Aftermath
+from scholaria_ops.operations.restore.fence import Fence, FenceFailed, fence_of
+from scholaria_ops.operations.restore.journal import Journal, Journals
+from scholaria_ops.operations.restore.live import LiveStores
+from scholaria_ops.operations.restore.plan import RestorePlan, choose, refuse_objections, require_fresh, source_of, typed_plans
+from scholaria_ops.operations.restore.recover import recover, take_back
+from scholaria_ops.operations.services import Services
+from scholaria_ops.stores.base import Context
+from scholaria_ops.stores.live import Staged, StorePlan, Switched
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What was done and how long it took. Durations in seconds."""
+
+    restore_id: str
+    set_id: str
+    at: datetime
+    safety_set: str
+    staged: Mapping[StoreName, Staged]
+    switched: Mapping[StoreName, Switched]
+    safety_s: float
+    stage_s: float
+    #: From the call that stops the writers until they were started again (0 without a fence).
+    fenced_s: float
+    #: From the end of the safety set until every store served the set.
+    restore_s: float
+    total_s: float
+    kept: tuple[str, ...]
+    after: Aftermath
+    lines: tuple[str, ...] = ()
+
+
+class RestoreFailed(StoreError):
+    """A restore did not succeed. ``taken_back``: every store serves what it served before; else the message says which do not."""
+
+    code = "restore_failed"
+
+    def __init__(self, message: str, *, hint: str, taken_back: bool) -> None:
+        super().__init__(message, hint=hint)
+        self.taken_back = taken_back
+
+
+@dataclass
+class _Run:
+    """One execution under way."""
+
+    services: Services
+    live: LiveStores
+    plan: RestorePlan
+    plans: Mapping[StoreName, StorePlan]
+    fence: Fence
+    journals: Journals
+    journal: Journal
+    ctx: Context
+    staged: dict[StoreName, Staged] = field(default_factory=dict)
+    switched: dict[StoreName, Switched] = field(default_factory=dict)
+    fenced_s: float = 0.0
+    unfenced: FenceFailed | None = None
+
+    def note(self, **fields: object) -> None:
+        """Put a new state of the journal down before going on."""
+        self.journal = self.journals.write(self.journal.model_copy(update=fields))
+
+    def say(self, text: str) -> None:
+        self.services.progress.say(text)
+
+
+def execute(services: Services, live: LiveStores, plan: RestorePlan, *, run_id: str = "") -> RestoreReport:
+    """Carry out a plan. The caller has shown it and has been told yes.
+
+    Raises:
+        Refused: the plan has expired, has objections, the set or a target is not what it was. Nothing was touched.
+        RestoreFailed: something failed midway; the stores serve what they served before, or the message says which do not.
+        Busy: another run is at work.
+        Cancelled: told to stop; everything begun was taken back.
+    """
+    began = time.monotonic()
+    require_fresh(plan, services.now())
+    refuse_objections(plan)
+    fence = fence_of(services.settings)
+    with services.locked(f"restore {plan.set_id}"), services.context("restore") as ctx:
+        for line in recover(services, live, ctx):
+            services.progress.say(line)
+        entry = choose(services, plan.set_id, ctx)
+        if entry.set is None or hash_file(entry.directory / SUMS).sha256 != plan.sums_sha256:
+            raise Refused(f"the set {plan.set_id} is not the one that was planned with", hint="Make a new plan.")
+        journals = Journals(services.catalogue.layout)
+        safety_set, safety_s = _safety_set(services, plan, run_id) if plan.safety else ("", 0.0)
+        journal = Journal(
+            id=journals.fresh_id(services.now(), services.settings.timezone),
+            set_id=plan.set_id,
+            stores=plan.components,
+            plan_digest=plan.digest,
+            begun_at=services.now(),
+            by=whoami(),
+            run_id=run_id,
+            safety_set=safety_set,
+        )
+        after_safety = time.monotonic()
+        run = _Run(services, live, plan, typed_plans(plan, live), fence, journals, journals.write(journal), ctx)
+        return _carry_out(run, entry.set, began, safety_s, after_safety)
+
+
+def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, after_safety: float) -> RestoreReport:
+    after = After(run.services, run.live, run.ctx, run.journals)
+    try:
+        _stage_all(run, backup_set)
+        run.note(phase="staged")
+        stage_s = time.monotonic() - after_safety
+        _switch_all(run, after, backup_set)
+    except BaseException as exc:
+        raise _taken_back(run, exc) from exc
+    restore_s = time.monotonic() - after_safety
+    lines: list[str] = []
+    for name in run.plan.components:
+        lines += run.live[name].store.finish(run.journals.notebook(run.journal.id, name), run.ctx)
+    if run.unfenced is not None:
+        raise RestoreFailed(
+            f"the set {run.plan.set_id} is served, but {run.unfenced.message}",
+            hint=f"{run.unfenced.hint} Then `scholaria-ops restore --recover` finishes the rest.",
+            taken_back=False,
+        )
+    run.note(phase="done", ended_at=run.services.now())
+    aftermath = after.look(backup_set, run.plan.components, run.journal.id)
+    return RestoreReport(
+        restore_id=run.journal.id,
+        set_id=run.plan.set_id,
+        at=run.services.now(),
+        safety_set=run.journal.safety_set,
+        staged=run.staged,
+        switched=run.switched,
+        safety_s=safety_s,
+        stage_s=stage_s,
+        fenced_s=run.fenced_s,
+        restore_s=restore_s,
+        total_s=time.monotonic() - began,
+        kept=run.journal.kept,
+        after=aftermath,
+        lines=tuple(lines),
+    )
+
+
+def _safety_set(services: Services, plan: RestorePlan, run_id: str) -> tuple[str, float]:
+    """A set of what will be replaced. A store that is dead cannot be saved: that is said, and no reason to stop."""
+    began = time.monotonic()
+    request = BackupRequest(
+        tier="pre_restore", note=f"before restoring {plan.set_id}", requested_by="restore", run_id=run_id, only=plan.components
+    )
+    set_id = reserve(services, request)
+    services.progress.say(f"safety set {set_id}: what the live stores hold now")
+    try:
+        backup_holding_the_lock(services, set_id, request)
+    except BackupIncomplete as exc:
+        if exc.partial is None and len(exc.failures) < len(plan.components):
+            raise
+        for name, error in exc.failures.items():
+            services.progress.say(f"{name} cannot be saved before the restore: {error.message}")
+        set_id = set_id if exc.partial else ""
+    return set_id, time.monotonic() - began
+
+
+def _stage_all(run: _Run, backup_set: BackupSet) -> None:
+    """Side by side. The first failure stops the others; each has then removed what it made."""
+    token = CancelToken()
+    with run.services.cancel.on_cancel(lambda: token.cancel(run.services.cancel.reason)), ThreadPoolExecutor(len(STORE_NAMES)) as pool:
+        futures = {name: pool.submit(_stage_one, run, backup_set, name, token) for name in run.plan.components}
+        failures: list[BaseException] = []
+        for name, future in futures.items():
+            try:
+                run.staged[name] = future.result()
+            except BaseException as exc:  # noqa: BLE001 - raised below, when no thread works any more
+                failures.append(exc)
+                token.cancel(f"{name} failed")
+    run.services.cancel.check()
+    if failures:
+        # What was stopped because of another store's failure is not the reason.
+        raise next((f for f in failures if not isinstance(f, Cancelled)), failures[0])
+
+
+def _stage_one(run: _Run, backup_set: BackupSet, name: StoreName, token: CancelToken) -> Staged:
+    scratch = run.ctx.scratch / name
+    scratch.mkdir(mode=0o700)
+    ctx = replace(run.ctx, scratch=scratch, cancel=token)
+    try:
+        return run.live[name].store.stage(
+            run.plans[name], source_of(backup_set, name), run.journals.notebook(run.journal.id, name), ctx
+        )
+    except BaseException as exc:
+        token.cancel(f"{name}: {exc}")
+        raise
+
+
+def _switch_all(run: _Run, after: After, backup_set: BackupSet) -> None:
+    run.services.cancel.check()
+    run.note(phase="switching", fenced=run.fence.configured)
+    fenced_at = time.monotonic()
+    run.fence.stop(run.services.cancel)
+    for name in run.plan.components:
+        run.services.cancel.check()
+        run.switched[name] = run.live[name].store.switch(run.plans[name], run.journals.notebook(run.journal.id, name), run.ctx)
+        run.say(f"{name}: serves the set {run.plan.set_id}; {run.switched[name].lockout_s:.2f} s without service")
+    after.before_writers(backup_set, run.plan.components)
+    kept = tuple(line for switched in run.switched.values() for line in switched.kept)
+    run.note(phase="switched", switched_at=run.services.now(), kept=kept)
+    try:
+        run.fence.start()
+    except FenceFailed as exc:
+        run.unfenced = exc  # the set is served; this is told at the end, and the journal stays open
+    else:
+        run.note(fenced=False)
+    if run.fence.configured:
+        run.fenced_s = time.monotonic() - fenced_at
+
+
+def _taken_back(run: _Run, cause: BaseException) -> BaseException:
+    """Take everything back, then say what happened. A failure here is told with the first one, never instead of it."""
+    if run.journal.phase == "switched":
+        return cause  # past the point of no return: the next command finishes it
+    text = cause.message if isinstance(cause, OpsError) else f"{type(cause).__name__}: {cause}"
+    # Whoever told us to stop wants it taken back; the token must not stop that too.
+    ctx = replace(run.ctx, cancel=CancelToken())
+    try:
+        lines = take_back(run.services, run.live, run.journals, run.journal, ctx)
+    except OpsError as second:
+        return RestoreFailed(
+            f"the restore of {run.plan.set_id} failed ({text}), and not everything could be taken back: {second.message}",
+            hint="`scholaria-ops restore --recover` tries again; the old data are kept. " + (second.hint or ""),
+            taken_back=False,
+        )
+    for line in lines:
+        run.say(line)
+    if not isinstance(cause, OpsError):
+        return cause
+    if isinstance(cause, Cancelled):
+        return cause
+    return RestoreFailed(
+        f"the restore of {run.plan.set_id} failed and was taken back; the live stores serve what they served before: {cause}",
+        hint=cause.hint or "Mend the cause and make a new plan.",
+        taken_back=True,
+    )
+
+

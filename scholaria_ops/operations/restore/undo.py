@@ -1,0 +1,119 @@
+"""Go back to the state before the last restore, and remove what that needs once nobody wants to go back any more."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+
+from scholaria_ops.catalogue.evidence.base import Model, StoreName
+from scholaria_ops.errors import Refused, UsageError
+from scholaria_ops.operations.restore.fence import fence_of
+from scholaria_ops.operations.restore.journal import Journal, Journals
+from scholaria_ops.operations.restore.live import LiveStores
+from scholaria_ops.operations.restore.recover import carry_on_undoing, recover
+from scholaria_ops.operations.services import Services
+from scholaria_ops.stores.base import Context
+from scholaria_ops.stores.live import Effect
+
+
+class UndoPlan(Model):
+    """What going back would lose."""
+
+    restore_id: str
+    set_id: str
+    stores: tuple[StoreName, ...]
+    effects: dict[StoreName, tuple[Effect, ...]]
+    kept: tuple[str, ...]
+    fence: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """What was removed, a line each, per restore."""
+
+    restore_id: str
+    lines: tuple[str, ...]
+
+
+def plan_undo(services: Services, live: LiveStores) -> UndoPlan:
+    """What would be lost by undoing the newest restore. Changes nothing.
+
+    Raises:
+        UsageError: there is no restore that can be undone.
+    """
+    journal = _undoable(services)
+    journals = Journals(services.catalogue.layout)
+    with services.context("undo-plan") as ctx:
+        effects = {name: live[name].store.later_writes(journals.notebook(journal.id, name), ctx) for name in journal.stores}
+    return UndoPlan(
+        restore_id=journal.id,
+        set_id=journal.set_id,
+        stores=journal.stores,
+        effects=effects,
+        kept=journal.kept,
+        fence=fence_of(services.settings).describe(),
+    )
+
+
+def undo(services: Services, live: LiveStores, plan: UndoPlan) -> list[str]:
+    """Carry out an undo that was shown and agreed to; returns lines for people.
+
+    Raises:
+        Refused: another restore came in between.
+        NotTakenBack: a store could not go back; the message says which.
+    """
+    fence = fence_of(services.settings)
+    with services.locked(f"undo of the restore {plan.restore_id}"), services.context("undo") as ctx:
+        lines = recover(services, live, ctx)
+        journal = _undoable(services)
+        if journal.id != plan.restore_id:
+            raise Refused(f"the newest restore is {journal.id} by now, not {plan.restore_id}", hint="Look at the plan again.")
+        journals = Journals(services.catalogue.layout)
+        # From here on a crash is carried on: half of the stores in one time and half in another helps nobody.
+        journal = journals.write(journal.model_copy(update={"phase": "undoing", "fenced": fence.configured, "kept": ()}))
+        try:
+            fence.stop(services.cancel)
+        except BaseException:
+            journals.write(journal.model_copy(update={"phase": "done", "fenced": False, "kept": plan.kept}))
+            raise
+        return lines + carry_on_undoing(services, live, journals, journal, ctx)
+
+
+def discard(services: Services, live: LiveStores, *, older_than: timedelta | None = None) -> list[Discarded]:
+    """Remove what restores have kept; with ``older_than`` only of restores that ended longer ago. Needs no plan: what it
+    removes has been replaced, and is named in the result.
+    """
+    with services.locked("discarding what restores kept"), services.context("discard") as ctx:
+        recover(services, live, ctx)
+        return discard_holding_the_lock(services, live, ctx, older_than=older_than)
+
+
+def discard_holding_the_lock(services: Services, live: LiveStores, ctx: Context, *, older_than: timedelta | None = None) -> list[Discarded]:
+    """:func:`discard`, for whoever holds the lock already."""
+    journals = Journals(services.catalogue.layout)
+    found = []
+    for journal in journals.keeping():
+        if older_than is not None and journal.ended_at is not None and services.now() - journal.ended_at < older_than:
+            continue
+        lines: list[str] = []
+        for name in journal.stores:
+            lines += live[name].store.discard(journals.notebook(journal.id, name), ctx)
+        journals.forget_files(journal.id)
+        journals.write(journal.model_copy(update={"phase": "discarded", "kept": ()}))
+        found.append(Discarded(journal.id, tuple(lines)))
+    return found
+
+
+def _undoable(services: Services) -> Journal:
+    journal = Journals(services.catalogue.layout).undoable()
+    if journal is None:
+        raise UsageError(
+            "there is no restore that can be undone", hint="The newest one was undone or discarded already, or there never was one."
+        )
+    return journal
