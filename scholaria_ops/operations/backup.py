@@ -39,6 +39,8 @@ class BackupRequest:
     note: str = ""
     requested_by: str = ""
     run_id: str = ""
+    #: Only these stores; the set is then a partial one, as a safety set before restoring them may be. Empty for all.
+    only: tuple[StoreName, ...] = ()
 
 
 class BackupIncomplete(StoreError):
@@ -86,8 +88,16 @@ def backup(services: Services, set_id: str, request: BackupRequest) -> BackupSet
         Busy: another run is at work.
         Cancelled: told to stop; nothing remains, here or on the servers.
     """
+    with services.locked(f"backup {set_id}"):
+        return backup_holding_the_lock(services, set_id, request)
+
+
+def backup_holding_the_lock(services: Services, set_id: str, request: BackupRequest) -> BackupSet:
+    """:func:`backup`, for whoever holds the estate lock already."""
+    if request.only:
+        services = dataclasses.replace(services, stores={n: services.stores[n] for n in STORE_NAMES if n in request.only})
     asked = {"tier": request.tier, "note": request.note, "requested_by": request.requested_by}
-    with services.audited("backup", set_id, run_id=request.run_id, **asked) as entry, services.locked(f"backup {set_id}"):
+    with services.audited("backup", set_id, run_id=request.run_id, **asked) as entry:
         if (done := existing(services, set_id)) is not None:
             entry.note(already_sealed=True)
             return done
@@ -259,7 +269,10 @@ def _manifest(
             run_id=request.run_id,
             note=request.note,
         ),
-        missing={name: redact(error.message, services.settings.secrets) for name, error in failures.items()},
+        missing={
+            **{name: "not asked for" for name in STORE_NAMES if name not in services.stores},
+            **{name: redact(error.message, services.settings.secrets) for name, error in failures.items()},
+        },
         artifacts=tuple(a for dump in dumps.values() for a in dump.artifacts),
         **parts,
     )

@@ -207,9 +207,7 @@ def _stage_one(run: _Run, backup_set: BackupSet, name: StoreName, token: CancelT
     scratch.mkdir(mode=0o700)
     ctx = replace(run.ctx, scratch=scratch, cancel=token)
     try:
-        return run.live[name].store.stage(
-            run.plans[name], source_of(backup_set, name), run.journals.notebook(run.journal.id, name), ctx
-        )
+        return run.live[name].store.stage(run.plans[name], source_of(backup_set, name), run.journals.notebook(run.journal.id, name), ctx)
     except BaseException as exc:
         token.cancel(f"{name}: {exc}")
         raise
@@ -263,5 +261,3 @@ def _taken_back(run: _Run, cause: BaseException) -> BaseException:
         hint=cause.hint or "Mend the cause and make a new plan.",
         taken_back=True,
     )
-
-

@@ -1,0 +1,89 @@
+"""Rows and points are compared by id, by context and by text; every kind of disagreement is found where it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import psycopg
+import pytest
+
+from scholaria_ops.connections import PostgresConnection, QdrantConnection
+from scholaria_ops.operations.correspondence import correspondence, largest_point
+from scholaria_ops.sandbox.postgres import PostgresServer
+from scholaria_ops.sandbox.qdrant import QdrantServer
+
+COLLECTION = "context_items"
+DATABASE = "correspondence"
+
+
+@pytest.fixture
+def pair(pg_server: PostgresServer, qdrant_server: QdrantServer) -> Iterator[tuple[PostgresConnection, QdrantConnection]]:
+    """Five rows and the same five points."""
+    admin = pg_server.connection
+    _sql(admin, f"CREATE DATABASE {DATABASE}")
+    own = admin.with_db(DATABASE)
+    _sql(own, "CREATE TABLE public.rag_contextitem (id bigint PRIMARY KEY, context_id bigint, content text)")
+    _sql(own, "INSERT INTO public.rag_contextitem SELECT n, n % 2, '조각 ' || n FROM generate_series(1, 5) n")
+    url = qdrant_server.connection.url
+    httpx.put(f"{url}/collections/{COLLECTION}", json={"vectors": {"size": 1, "distance": "Dot"}}).raise_for_status()
+    _points(url, *range(1, 6))
+    try:
+        yield own, qdrant_server.connection
+    finally:
+        httpx.delete(f"{url}/collections/{COLLECTION}").raise_for_status()
+        _sql(admin, f"DROP DATABASE {DATABASE} WITH (FORCE)")
+
+
+def _sql(connection: PostgresConnection, statement: str) -> None:
+    with psycopg.connect(
+        host=connection.host,
+        port=connection.port,
+        dbname=connection.dbname,
+        user=connection.user,
+        password=connection.password.get_secret_value(),
+        autocommit=True,
+    ) as session:
+        session.execute(statement.encode())
+
+
+def _points(url: str, *ids: int, text: str = "조각 {}", context: int | None = None) -> None:
+    points = [
+        {"id": n, "vector": [1.0], "payload": {"context_id": n % 2 if context is None else context, "content": text.format(n)}} for n in ids
+    ]
+    httpx.put(f"{url}/collections/{COLLECTION}/points?wait=true", json={"points": points}).raise_for_status()
+
+
+def test_equal_stores_agree_in_every_id_and_text(pair: tuple[PostgresConnection, QdrantConnection]) -> None:
+    found = correspondence(*pair)
+    assert found is not None
+    assert (found.rows, found.points, found.texts_compared, found.largest_point) == (5, 5, 5, 5)
+    assert set(found.counts.values()) == {0}
+    assert found.worse_than(None) == {}
+
+
+def test_every_kind_of_disagreement_is_counted_and_shown(pair: tuple[PostgresConnection, QdrantConnection]) -> None:
+    postgres, qdrant = pair
+    _sql(postgres, "DELETE FROM public.rag_contextitem WHERE id = 2")
+    _sql(postgres, "INSERT INTO public.rag_contextitem VALUES (9, 1, 'only a row')")
+    _points(qdrant.url, 3, text="another text {}")
+    _points(qdrant.url, 4, context=77)
+    found = correspondence(postgres, qdrant)
+    assert found is not None
+    assert found.counts == {"row without point": 1, "point without row": 1, "other context": 1, "other text": 1}
+    assert found.examples == {"point without row": (2,), "other text": (3,), "other context": (4,), "row without point": (9,)}
+    assert found.worse_than(None) == dict.fromkeys(found.counts, 1)
+    assert found.worse_than(found) == {}
+
+
+def test_the_largest_point_is_found_without_reading_all(pair: tuple[PostgresConnection, QdrantConnection]) -> None:
+    _, qdrant = pair
+    assert largest_point(qdrant) == 5
+    for id_ in (4_000_000_000, (1 << 62) + 3):
+        _points(qdrant.url, id_)
+        assert largest_point(qdrant) == id_
+
+
+def test_another_application_has_no_correspondence(pg_server: PostgresServer, qdrant_server: QdrantServer) -> None:
+    assert correspondence(pg_server.connection, qdrant_server.connection) is None
+    assert largest_point(qdrant_server.connection) == 0
