@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, Field, ValidationError, field_validator, mod
 
 from scholaria_ops.catalogue.artifacts import Artifact
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, Model, StoreEvidence, StoreName
+from scholaria_ops.catalogue.evidence.correspondence import Correspondence
 from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence
 from scholaria_ops.catalogue.evidence.qdrant import QdrantEvidence
 from scholaria_ops.catalogue.evidence.redis import RedisEvidence
@@ -68,6 +69,8 @@ class Manifest(Model):
     postgres: StorePart[PostgresEvidence] | None = None
     redis: StorePart[RedisEvidence] | None = None
     qdrant: StorePart[QdrantEvidence] | None = None
+    #: How the rows of PostgreSQL and the points of Qdrant corresponded; None for another application, or if it could not be read.
+    correspondence: Correspondence | None = None
     artifacts: tuple[Artifact, ...]
 
     @field_validator("id")

@@ -64,7 +64,7 @@ def prune(
 
 
 def _applied(plan: Plan) -> str:
-    from scholaria_ops.pipeline.retention import from_command_line
+    from scholaria_ops.pipeline.origin import from_command_line
 
     with from_command_line():
         return run("retention", config={"retain": {"config": {"digest": plan.digest}}})

@@ -17,11 +17,13 @@ from typing import Any
 from scholaria_ops import __version__
 from scholaria_ops.catalogue.commit import Staging, staging
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
+from scholaria_ops.catalogue.evidence.correspondence import Correspondence
 from scholaria_ops.catalogue.ids import check_usable, mint
 from scholaria_ops.catalogue.manifest import Manifest, Origin, Tier
 from scholaria_ops.catalogue.records import whoami
 from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.errors import Cancelled, DiskFull, OpsError, StoreError
+from scholaria_ops.operations.correspondence import correspondence
 from scholaria_ops.operations.gate import CutGate
 from scholaria_ops.operations.opened import Opened, remember
 from scholaria_ops.operations.preflight import Preflight, preflight
@@ -29,6 +31,9 @@ from scholaria_ops.operations.restore_text import restore_text
 from scholaria_ops.operations.services import AnyStore, Services
 from scholaria_ops.process import redact
 from scholaria_ops.stores.base import Context, Dump
+
+#: Who may ask for a backup that Dagster's sensor then starts → what its reservation says.
+STARTED_BY_SENSOR = {"job": "backup_now in Dagster", "restore": "a finished restore"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,8 @@ def _backup(services: Services, set_id: str, request: BackupRequest, ctx: Contex
     failures: dict[StoreName, OpsError] = dict(looked.refusals)
     if not looked.facts:
         raise BackupIncomplete(failures, None)
-    with staging(services.catalogue.layout, set_id) as stage:
+    with staging(services.catalogue.layout, set_id) as stage, ThreadPoolExecutor(1, thread_name_prefix="correspondence") as beside:
+        pairs = beside.submit(_correspondence, services, looked)
         dumps, broken = _dump_all(services, stage, looked, ctx)
         failures.update(broken)
         if any(isinstance(e, DiskFull) and e.store is None for e in failures.values()):
@@ -131,7 +137,7 @@ def _backup(services: Services, set_id: str, request: BackupRequest, ctx: Contex
         if not dumps:
             raise BackupIncomplete(failures, None)
         _only_artifacts(stage.path, dumps)
-        manifest = _manifest(services, set_id, request, started_at, dumps, failures)
+        manifest = _manifest(services, set_id, request, started_at, dumps, failures, pairs.result())
         text = restore_text(manifest, {n: services.stores[n].manual_restore(d.artifacts) for n, d in dumps.items()})
         sealed = stage.seal(manifest, text, cancel=services.cancel)
     remember(request.run_id, sealed.directory, _opened(dumps))
@@ -197,6 +203,19 @@ def _dump_all(
     return {n: dumps[n] for n in STORE_NAMES if n in dumps}, failures
 
 
+def _correspondence(services: Services, looked: Preflight) -> Correspondence | None:
+    """How rows and points correspond now: the baseline of a later restore. A set without it is sound all the same."""
+    if not {"postgres", "qdrant"} <= looked.facts.keys():
+        return None
+    try:
+        return correspondence(services.settings.postgres, services.settings.qdrant, cancel=services.cancel)
+    except Cancelled:
+        return None  # whoever cancelled says so himself
+    except OpsError as exc:
+        services.log.warning("rows and points were not compared: %s", exc)
+        return None
+
+
 def _dump_one(store: AnyStore, stage: Staging, gate: CutGate, ctx: Context) -> Dump[Any]:
     arrived = False
 
@@ -240,6 +259,7 @@ def _manifest(
     started_at: datetime,
     dumps: Mapping[StoreName, Dump[Any]],
     failures: Mapping[StoreName, OpsError],
+    pairs: Correspondence | None,
 ) -> Manifest:
     cuts = [dump.evidence.cut_at for dump in dumps.values()]
     # Each store's field of the manifest checks that the part holds that store's kind of evidence.
@@ -273,6 +293,7 @@ def _manifest(
             **{name: "not asked for" for name in STORE_NAMES if name not in services.stores},
             **{name: redact(error.message, services.settings.secrets) for name, error in failures.items()},
         },
+        correspondence=pairs,
         artifacts=tuple(a for dump in dumps.values() for a in dump.artifacts),
         **parts,
     )

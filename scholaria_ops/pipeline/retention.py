@@ -4,9 +4,7 @@ From the UI a plan is applied only by its digest, and only if a setting allows i
 it leaves a ticket below BACKUP_DIR first, which nobody can make from the UI.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from scholaria_ops.operations.prune_state import PruneState
 from scholaria_ops.operations.services import Services
 from scholaria_ops.pipeline.errors import as_failure
 from scholaria_ops.pipeline.metadata import Metadata, table
+from scholaria_ops.pipeline.origin import asked_at_a_shell
 from scholaria_ops.pipeline.partitions import BACKUPS
 from scholaria_ops.pipeline.resources import Estate
 
@@ -39,17 +38,6 @@ _UNFINISHED = [
 FRESH = timedelta(days=1)
 #: Rows of the plan that a run's metadata shows; the whole plan stays in BACKUP_DIR.
 _SHOWN = 500
-_command_line: ContextVar[bool] = ContextVar("scholaria_ops_command_line", default=False)
-
-
-@contextlib.contextmanager
-def from_command_line() -> Iterator[None]:
-    """Runs executed in this process inside the block were asked for at a shell, by somebody who may write BACKUP_DIR anyway."""
-    token = _command_line.set(True)
-    try:
-        yield
-    finally:
-        _command_line.reset(token)
 
 
 def runs_in_flight(instance: dg.DagsterInstance) -> InFlight:
@@ -94,7 +82,7 @@ def _decide(services: Services, config: RetentionConfig, instance: dg.DagsterIns
     if config.digest and config.after:
         raise UsageError("digest and after exclude each other", hint="Give the digest of the plan, or nothing.")
     if config.digest:
-        if not _command_line.get() and not services.settings.retention_apply_from_ui:
+        if not asked_at_a_shell() and not services.settings.retention_apply_from_ui:
             raise Refused(
                 "plans are not applied from the UI here", hint="Use `scholaria-ops prune --apply`, or set BACKUP_RETENTION_APPLY_FROM_UI."
             )

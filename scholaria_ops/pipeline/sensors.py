@@ -9,11 +9,10 @@ import dagster as dg
 from scholaria_ops.catalogue.ids import RESERVATION_VALID
 from scholaria_ops.catalogue.records import Record, Records
 from scholaria_ops.catalogue.sets import Catalogue
+from scholaria_ops.operations.backup import STARTED_BY_SENSOR
 from scholaria_ops.pipeline.jobs import backup_job
 from scholaria_ops.pipeline.partitions import add_partition, known_partitions
 from scholaria_ops.pipeline.resources import Estate
-
-_REQUESTED_BY = "backup_now in Dagster"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +26,15 @@ class Wanted:
 
 
 def waiting(records: Mapping[str, Iterable[Record]], now: datetime) -> list[Wanted]:
-    """Ids that `backup_now` reserved recently and that nothing has been recorded of since, oldest first."""
+    """Ids that `backup_now` or a restore reserved recently and that nothing has been recorded of since, oldest first."""
     found = []
     for set_id, history in records.items():
         events = list(history)
         if len(events) != 1 or events[0].event != "reserved" or now - events[0].at > RESERVATION_VALID:
             continue
         detail = events[0].detail
-        if detail.get("requested_by") == _REQUESTED_BY:
-            found.append(Wanted(set_id, str(detail.get("tier", "manual")), str(detail.get("note", "")), _REQUESTED_BY))
+        if (asked := str(detail.get("requested_by"))) in STARTED_BY_SENSOR.values():
+            found.append(Wanted(set_id, str(detail.get("tier", "manual")), str(detail.get("note", "")), asked))
     return sorted(found, key=lambda w: w.set_id)
 
 

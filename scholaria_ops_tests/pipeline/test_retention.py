@@ -13,9 +13,10 @@ from scholaria_ops.catalogue.records import Record
 from scholaria_ops.catalogue.sets import BackupSet, Catalogue
 from scholaria_ops.definitions import defs
 from scholaria_ops.errors import OpsError, Refused, UsageError
+from scholaria_ops.pipeline.origin import from_command_line
 from scholaria_ops.pipeline.partitions import add_partition, known_partitions
 from scholaria_ops.pipeline.resources import Estate
-from scholaria_ops.pipeline.retention import from_command_line, newly_verified, retention_after_backup, runs_in_flight
+from scholaria_ops.pipeline.retention import newly_verified, retention_after_backup, runs_in_flight
 from scholaria_ops.pipeline.runner import run_job
 from scholaria_ops.progress import Silent
 from scholaria_ops.settings import ENV_FILE_VARIABLE

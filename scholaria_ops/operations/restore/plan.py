@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,8 +16,9 @@ from scholaria_ops.catalogue.sets import BackupSet, Catalogue, Entry, Kind
 from scholaria_ops.errors import Refused, UsageError, VerificationFailed
 from scholaria_ops.files import hash_file, make_private_dir
 from scholaria_ops.operations.restore.fence import fence_of
-from scholaria_ops.operations.restore.journal import Journals, replace_file
+from scholaria_ops.operations.restore.journal import replace_file
 from scholaria_ops.operations.restore.live import LiveStores
+from scholaria_ops.operations.restore.options import RestoreOptions
 from scholaria_ops.operations.services import Services
 from scholaria_ops.operations.verify import hash_check
 from scholaria_ops.stores.base import Context
@@ -35,8 +36,7 @@ class RestorePlan(Model):
     made_at: AwareDatetime
     valid_until: AwareDatetime
     components: tuple[StoreName, ...]
-    #: Whether a safety set of what is replaced is taken first.
-    safety: bool
+    options: RestoreOptions
     #: Per store what its own plan says, in the store's own fields.
     stores: dict[StoreName, dict[str, Any]]
     fence: tuple[str, ...]
@@ -113,19 +113,11 @@ def next_older_sound(services: Services, entry: Entry, ctx: Context) -> Entry | 
     return None
 
 
-def plan_restore(
-    services: Services,
-    live: LiveStores,
-    reference: str,
-    components: Sequence[StoreName] = (),
-    *,
-    safety: bool = True,
-) -> RestorePlan:
+def plan_restore(services: Services, live: LiveStores, reference: str, options: RestoreOptions) -> RestorePlan:
     """Look at the set and at the live stores and say what a restore would do. Changes nothing.
 
     Args:
         reference: ``latest`` (newest verified), an id or a path.
-        components: the stores to restore; empty for all that the set has.
 
     Raises:
         UsageError, VerificationFailed: as :func:`choose` says.
@@ -134,7 +126,7 @@ def plan_restore(
     with services.context("restore-plan") as ctx:
         entry = choose(services, reference, ctx)
         backup_set = _set_of(entry)
-        names = _components(backup_set, components)
+        names = _components(backup_set, options.components)
         plans = {name: live[name].store.plan(source_of(backup_set, name), ctx) for name in names}
     now = services.now()
     return RestorePlan(
@@ -145,7 +137,7 @@ def plan_restore(
         made_at=now,
         valid_until=now + timedelta(seconds=services.settings.restore_plan_valid_s),
         components=names,
-        safety=safety,
+        options=options,
         stores={name: plan.model_dump(mode="json") for name, plan in plans.items()},
         fence=fence_of(services.settings).describe(),
         after=_after(services),
@@ -249,6 +241,3 @@ def refuse_objections(plan: RestorePlan) -> None:
 def typed_plans(plan: RestorePlan, live: LiveStores) -> Mapping[StoreName, StorePlan]:
     """Each store's plan in the store's own type."""
     return {name: live[name].plan_type.model_validate(plan.stores[name]) for name in plan.components}
-
-
-__all__ = ["Journals", "Plans", "RestorePlan", "choose", "plan_restore", "refuse_objections", "require_fresh", "source_of", "typed_plans"]

@@ -40,6 +40,12 @@ def recover(services: Services, live: LiveStores, ctx: Context) -> list[str]:
     return lines
 
 
+def recover_now(services: Services, live: LiveStores) -> list[str]:
+    """:func:`recover`, for whoever does not hold the lock yet."""
+    with services.locked("recovering a restore that was cut off"), services.context("recover") as ctx:
+        return recover(services, live, ctx)
+
+
 def take_back(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
     """Every store serves what it served before, and the writers run. All stores are tried, whatever one of them says."""
     journal = journals.write(journal.model_copy(update={"phase": "rolling_back"}))

@@ -110,7 +110,7 @@ def execute(services: Services, live: LiveStores, plan: RestorePlan, *, run_id: 
         if entry.set is None or hash_file(entry.directory / SUMS).sha256 != plan.sums_sha256:
             raise Refused(f"the set {plan.set_id} is not the one that was planned with", hint="Make a new plan.")
         journals = Journals(services.catalogue.layout)
-        safety_set, safety_s = _safety_set(services, plan, run_id) if plan.safety else ("", 0.0)
+        safety_set, safety_s = _safety_set(services, plan, run_id) if plan.options.safety else ("", 0.0)
         journal = Journal(
             id=journals.fresh_id(services.now(), services.settings.timezone),
             set_id=plan.set_id,
@@ -127,7 +127,7 @@ def execute(services: Services, live: LiveStores, plan: RestorePlan, *, run_id: 
 
 
 def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, after_safety: float) -> RestoreReport:
-    after = After(run.services, run.live, run.ctx, run.journals)
+    after = After(run.services, run.ctx)
     try:
         _stage_all(run, backup_set)
         run.note(phase="staged")
@@ -146,7 +146,7 @@ def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, 
             taken_back=False,
         )
     run.note(phase="done", ended_at=run.services.now())
-    aftermath = after.look(backup_set, run.plan.components, run.journal.id)
+    aftermath = after.look(backup_set, run.plan.components)
     return RestoreReport(
         restore_id=run.journal.id,
         set_id=run.plan.set_id,

@@ -116,7 +116,7 @@ def measure(session: Session, cut: Cut, scope: Scope, watch: Watch, *, password_
         password_hashes=password_hashes,
         large_objects=_large_objects(session),
         replication=replication,
-        alembic_revision=_alembic_revision(session),
+        alembic_revision=alembic_revision(session),
         notes=(*notes, *_notes(session, database.tablespaces, replication.slots, replication.subscriptions)),
     )
     watch.progress.finish(TASK, f"{evidence.rows:,} rows in {len(tables):,} tables")
@@ -252,7 +252,7 @@ def system_identifier(session: Session) -> str | None:
     return str(session.one("SELECT system_identifier FROM pg_control_system()")[0]) if allowed else None
 
 
-def _alembic_revision(session: Session) -> str | None:
+def alembic_revision(session: Session) -> str | None:
     """Alembic keeps its revision in a table of a fixed name and one column, in whichever schema it was told."""
     from psycopg.sql import SQL, Identifier
 
