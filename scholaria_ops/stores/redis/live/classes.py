@@ -1,0 +1,136 @@
+"""Classes of keys: what comes back, what does not, what comes back where nobody acts on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from scholaria_ops.cancel import CancelToken
+from scholaria_ops.errors import ConfigError, StoreError
+from scholaria_ops.profiles.scholaria import KEY_ACTIONS, KEY_CLASSES, KeyAction, KeyClass
+from scholaria_ops.stores.redis.scratch import Scratch
+from scholaria_ops.stores.redis.wire import ServerError, Wire
+
+#: Keys per command or pipeline: a millisecond of the server's time.
+BATCH = 2000
+_GLOB = b"\\*?[]^-"
+
+
+class Classes:
+    """The profile's classes with what is to become of each. ``overrides``: class name → action, instead of the profile's.
+
+    Raises:
+        ConfigError: there is no such class, or no such action.
+    """
+
+    def __init__(self, overrides: Mapping[str, KeyAction] | None = None, *, known: tuple[KeyClass, ...] = KEY_CLASSES) -> None:
+        chosen = dict(overrides or {})
+        for name, action in chosen.items():
+            if name not in {c.name for c in known} or action not in KEY_ACTIONS:
+                raise ConfigError(
+                    f"{name}={action} is no class of Redis keys with an action",
+                    hint=f"Classes: {', '.join(c.name for c in known)}. Actions: {', '.join(KEY_ACTIONS)}.",
+                )
+        self.known = known
+        self.actions: dict[str, KeyAction] = {c.name: chosen.get(c.name, c.action) for c in known}
+        self._exact: dict[bytes, tuple[int, KeyClass]] = {}
+        self._prefixes: list[tuple[bytes, int, KeyClass]] = []
+        for rank, entry in enumerate(known):
+            for pattern in entry.patterns:
+                if pattern.endswith("*"):
+                    self._prefixes.append((pattern[:-1].encode(), rank, entry))
+                else:
+                    self._exact.setdefault(pattern.encode(), (rank, entry))
+
+    def of(self, key: bytes) -> KeyClass | None:
+        """The first class that matches; None for keys of no class, which are restored."""
+        rank, found = self._exact.get(key, (len(self.known), None))
+        for prefix, other, entry in self._prefixes:
+            if other < rank and key.startswith(prefix):
+                return entry
+        return found
+
+    def action(self, key: bytes) -> KeyAction:
+        entry = self.of(key)
+        return self.actions[entry.name] if entry else "restore"
+
+    def matching(self, wire: Wire, db: int, entry: KeyClass, cancel: CancelToken) -> Iterator[list[bytes]]:
+        """The keys of one class in one database, in batches. The database is selected."""
+        wire.call("SELECT", db)
+        exact = [p.encode() for p in entry.patterns if not p.endswith("*")]
+        there = [key for key, n in zip(exact, wire.batch([("EXISTS", key) for key in exact]), strict=True) if n == 1]
+        if there := [key for key in there if self.of(key) is entry]:
+            yield there
+        for pattern in (p[:-1].encode() for p in entry.patterns if p.endswith("*")):
+            for keys in scan(wire, cancel, match=pattern):
+                if mine := [key for key in keys if self.of(key) is entry]:
+                    yield mine
+
+
+def scan(wire: Wire, cancel: CancelToken, *, match: bytes = b"") -> Iterator[list[bytes]]:
+    """The names in the selected database, in batches; ``match`` is what they begin with.
+
+    A key that is there throughout is returned at least once (``SCAN``'s promise), perhaps twice; expired ones are not.
+    """
+    pattern = b"".join(b"\\" + bytes([c]) if c in _GLOB else bytes([c]) for c in match) + b"*"
+    options: tuple[bytes | str | int, ...] = ("MATCH", pattern, "COUNT", BATCH) if match else ("COUNT", BATCH)
+    cursor = b"0"
+    while True:
+        cancel.check()
+        cursor, keys = wire.call("SCAN", cursor, *options)
+        if keys:
+            yield keys
+        if cursor == b"0":
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What was left out or renamed: (class, database) → keys."""
+
+    dropped: Mapping[tuple[str, int], int]
+    parked: Mapping[tuple[str, int], int]
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.dropped or self.parked)
+
+
+def parked_name(restore_id: str, key: bytes) -> bytes:
+    """No worker listens to a key of this name, and no code of the application looks for it."""
+    return b"parked:%b:%b" % (restore_id.encode(), key)
+
+
+def apply(scratch: Scratch, classes: Classes, restore_id: str, cancel: CancelToken) -> Applied:
+    """Drop and park keys in a scratch server. Keys past their expiry leave it on this occasion."""
+    dropped: Counter[tuple[str, int]] = Counter()
+    parked: Counter[tuple[str, int]] = Counter()
+    for db in sorted(scratch.keyspace()):
+        for entry in classes.known:
+            action = classes.actions[entry.name]
+            if action == "restore":
+                continue
+            for keys in classes.matching(scratch.wire, db, entry, cancel):
+                if action == "drop":
+                    dropped[entry.name, db] += scratch.wire.call("UNLINK", *keys)
+                else:
+                    parked[entry.name, db] += _park(scratch.wire, restore_id, keys)
+    return Applied(+dropped, +parked)
+
+
+def _park(wire: Wire, restore_id: str, keys: list[bytes]) -> int:
+    moved = 0
+    for key, reply in zip(keys, wire.batch([("RENAMENX", key, parked_name(restore_id, key)) for key in keys]), strict=True):
+        if isinstance(reply, ServerError):
+            if "no such key" in str(reply):
+                continue  # expired this moment
+            raise StoreError(f"the scratch Redis could not rename {key[:80]!r}: {reply}", store="redis")
+        if reply != 1:
+            raise StoreError(
+                f"the set already holds a key {parked_name(restore_id, key)[:120]!r}",
+                store="redis",
+                hint="Begin the restore again: it gets another id.",
+            )
+        moved += 1
+    return moved

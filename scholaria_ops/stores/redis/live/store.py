@@ -1,0 +1,212 @@
+"""Redis, restored live: staged in spare databases, exchanged in one transaction, kept as an RDB."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from scholaria_ops.catalogue.evidence.base import StoreName
+from scholaria_ops.catalogue.evidence.redis import RedisEvidence
+from scholaria_ops.connections import RedisConnection
+from scholaria_ops.errors import Refused, VerificationFailed
+from scholaria_ops.profiles.scholaria import KeyAction
+from scholaria_ops.stores.base import Context
+from scholaria_ops.stores.live import Effect, Notebook, Source, Staged, Switched
+from scholaria_ops.stores.redis.info import look
+from scholaria_ops.stores.redis.live import crossing as crossings
+from scholaria_ops.stores.redis.live.budget import server_needs
+from scholaria_ops.stores.redis.live.classes import Classes, apply
+from scholaria_ops.stores.redis.live.journal import Crossing, Journal
+from scholaria_ops.stores.redis.live.keep import opened
+from scholaria_ops.stores.redis.live.later import later_writes
+from scholaria_ops.stores.redis.live.link import Link
+from scholaria_ops.stores.redis.live.plan import (
+    RedisPlan,
+    choose_databases,
+    count_databases,
+    make_plan,
+    memory_of,
+    over_budget,
+    policy_to_change,
+    too_few,
+    unfit,
+)
+from scholaria_ops.stores.redis.live.staging import as_of_now, begin, measured, prove, send
+from scholaria_ops.stores.redis.live.swap import function_code
+from scholaria_ops.stores.redis.live.tasks import QueuedTask, queued_tasks
+from scholaria_ops.stores.redis.restore import loaded_scratch
+from scholaria_ops.stores.redis.scratch import Scratch
+from scholaria_ops.stores.redis.sync import SyncMode
+
+
+class RedisLive:
+    """One live Redis server, all its databases. Implements :class:`scholaria_ops.stores.live.LiveStore`.
+
+    Args:
+        connection: the live server, with a user that may do what ``RESTORE_RULES`` says.
+        key_actions: what becomes of a class of keys, by the class' name, where it is not what the profile says.
+        timeout_s: longest silence (seconds) of a living server.
+        sync_mode: how the server makes an RDB for reading back (see :func:`scholaria_ops.stores.redis.sync.choose_form`).
+    """
+
+    name: StoreName = "redis"
+
+    def __init__(
+        self,
+        connection: RedisConnection,
+        *,
+        key_actions: Mapping[str, KeyAction] | None = None,
+        timeout_s: float = 60.0,
+        sync_mode: SyncMode = "auto",
+    ) -> None:
+        self._classes = Classes(key_actions)
+        self._link = Link(connection, timeout_s, sync_mode)
+
+    def plan(self, source: Source[RedisEvidence], ctx: Context) -> RedisPlan:
+        return make_plan(self._link, self._classes, source, ctx)
+
+    def queued_tasks(self, source: Source[RedisEvidence], ctx: Context) -> list[QueuedTask]:
+        """Every task that waits in the set's queues (a plan names the first thousand)."""
+        (artifact,) = [a for a in source.artifacts if a.kind == "rdb"]
+        databases = max(16, *source.evidence.per_database(), 0) + 1
+        with loaded_scratch(source.directory / artifact.path, artifact, ctx, databases=databases) as scratch:
+            return queued_tasks(scratch.wire, list(scratch.keyspace()), self._classes, ctx.cancel)
+
+    def stage(self, plan: RedisPlan, source: Source[RedisEvidence], notebook: Notebook, ctx: Context) -> Staged:
+        journal = Journal(notebook)
+        crossings.refuse(plan.objections)
+        self._refuse_a_second_restore(journal, ctx)
+        (artifact,) = [a for a in source.artifacts if a.kind == "rdb"]
+        with self._link.wire(ctx) as wire:
+            databases = count_databases(wire, crossings.planned(wire, plan.identity))
+        highest = max(source.evidence.per_database(), default=0)
+        with loaded_scratch(source.directory / artifact.path, artifact, ctx, databases=max(databases, highest + 1)) as scratch:
+            began = time.monotonic()
+            prove(scratch, source.evidence, ctx)
+            proved = time.monotonic()
+            # The plan's actions: they are what was confirmed.
+            applied = apply(scratch, Classes(plan.key_actions), journal.restore_id, ctx.cancel)
+            crossing = Crossing(number=0, target=self._link.where, pairs=plan.pairs, ledger=plan.ledger, policy=plan.policy)
+            seconds = {**scratch.seconds, "prove_set": proved - began, "classes": time.monotonic() - proved}
+            staged = self._stage(crossing, scratch, source.evidence, journal, ctx, identity=plan.identity)
+        counts = dict(staged.counts)
+        for verb, per_class in (("dropped", applied.dropped), ("parked", applied.parked)):
+            for (name, _), n in per_class.items():
+                counts[f"{verb} {name}"] = counts.get(f"{verb} {name}", 0) + n
+        return replace(staged, seconds={**seconds, **staged.seconds}, counts=counts)
+
+    def _refuse_a_second_restore(self, journal: Journal, ctx: Context) -> None:
+        """One notebook, one restore; what a killed attempt at staging left is taken back."""
+        crossing = journal.crossing
+        if journal.completed or (crossing and (crossing.number or crossings.is_switched(self._link, crossing, journal, ctx))):
+            raise Refused(
+                f"restore {journal.restore_id} of Redis has been switched already", store="redis", hint="Undo it, or begin another."
+            )
+        crossings.take_back(self._link, journal, ctx)
+
+    def _stage(
+        self, crossing: Crossing, scratch: Scratch, evidence: RedisEvidence, journal: Journal, ctx: Context, *, identity: str | None
+    ) -> Staged:
+        """Send what a scratch server holds; on any failure the server is as it was before."""
+        expected = as_of_now(measured(scratch, evidence, ctx, like=None))
+        try:
+            with self._link.wire(ctx) as wire:
+                info = crossings.planned(wire, identity)
+                crossings.refuse(unfit(wire, info))
+                crossings.refuse(over_budget(server_needs(self._link.connection, info, memory_of(scratch)), info))
+                crossing = crossing.with_(
+                    functions=journal.put_code(f"redis_functions_{crossing.number}.json", function_code(scratch.wire)),
+                    expected=journal.put_evidence(f"redis_staged_{crossing.number}.json", expected),
+                    served_keys=sum(info.keyspace.values()),
+                )
+                begin(wire, crossing, journal)
+            seconds, notes, warnings = send(self._link, scratch, crossing, expected, ctx)
+            journal.open(crossing.with_(staged=True))
+        except BaseException:
+            crossings.take_back(self._link, journal, ctx)
+            raise
+        counts = {f"database {db}": n for db, n in expected.per_database().items()}
+        return Staged(seconds, notes, {"keys": expected.total_keys, **counts}, warnings)
+
+    def switch(self, plan: RedisPlan, notebook: Notebook, ctx: Context) -> Switched:
+        journal = Journal(notebook)
+        crossing = journal.crossing
+        if crossing is None:
+            raise Refused("nothing was staged for this restore of Redis", store="redis", hint="Stage it first.")
+        with self._link.wire(ctx) as wire:
+            crossings.planned(wire, plan.identity)
+        return crossings.switch(self._link, crossing, journal, ctx)
+
+    def roll_back(self, notebook: Notebook, ctx: Context) -> list[str]:
+        journal = Journal(notebook)
+        lines: list[str] = []
+        crossing = journal.crossing
+        if crossing is not None and crossings.is_over(self._link, crossing, journal, ctx):
+            lines += crossings.finish(self._link, crossing, journal, ctx)
+        elif crossing is not None and crossing.destination == "after":
+            lines += crossings.take_back(self._link, journal, ctx)
+        if journal.crossing is not None or journal.served == "after":
+            self.undo(notebook, ctx)
+            lines.append(f"Redis at {self._link.where} serves again what it served before, from what was kept")
+        return lines
+
+    def finish(self, notebook: Notebook, ctx: Context) -> list[str]:
+        journal = Journal(notebook)
+        crossing = journal.crossing
+        return crossings.finish(self._link, crossing, journal, ctx) if crossing is not None else []
+
+    def later_writes(self, notebook: Notebook, ctx: Context) -> tuple[Effect, ...]:
+        return later_writes(self._link, Journal(notebook), ctx)
+
+    def undo(self, notebook: Notebook, ctx: Context) -> Switched:
+        journal = Journal(notebook)
+        crossing = journal.crossing
+        if crossing is not None and crossing.number == 0:
+            crossings.finish(self._link, crossing, journal, ctx)  # refuses when nothing was switched
+            crossing = None
+        if crossing is not None and crossings.is_over(self._link, crossing, journal, ctx):
+            crossings.finish(self._link, crossing, journal, ctx)  # this undo was killed at its very end
+            return Switched(0.0, {}, crossings.kept_lines(journal))
+        if crossing is not None and not crossing.staged:
+            crossings.take_back(self._link, journal, ctx)  # this undo was killed while it staged
+            crossing = None
+        if crossing is None:
+            self._stage_kept(journal, ctx)
+        began = time.monotonic()
+        try:
+            switched = crossings.switch(self._link, crossings.under_way(journal), journal, ctx)
+        except BaseException:
+            self._take_back_unswitched(journal, ctx)
+            raise
+        crossings.finish(self._link, crossings.under_way(journal), journal, ctx)
+        seconds = {**switched.seconds, "keep": time.monotonic() - began}
+        return replace(switched, seconds=seconds, kept=crossings.kept_lines(journal))
+
+    def _take_back_unswitched(self, journal: Journal, ctx: Context) -> None:
+        crossing = journal.crossing
+        if crossing is not None and not crossings.is_switched(self._link, crossing, journal, ctx):
+            crossings.take_back(self._link, journal, ctx)
+
+    def _stage_kept(self, journal: Journal, ctx: Context) -> None:
+        kept = journal.kept
+        if kept is None:
+            raise Refused(f"nothing is kept of what Redis at {self._link.where} served before", store="redis", hint="Was it discarded?")
+        evidence = journal.get_evidence(kept.evidence)
+        with self._link.wire(ctx) as wire:
+            info = look(wire)
+            databases = count_databases(wire, info)
+            pairs, ledger = choose_databases(evidence.per_database(), info, databases)
+            crossings.refuse(too_few(evidence.per_database(), databases, ledger, wire.where))
+        with opened(kept, journal, ctx, databases=databases) as scratch:
+            try:
+                prove(scratch, evidence, ctx)
+            except VerificationFailed as exc:
+                raise Refused(f"what was kept cannot be used: {exc.message}", store="redis", hint="Restore the safety set.") from exc
+            crossing = Crossing(
+                number=journal.completed, target=self._link.where, pairs=pairs, ledger=ledger, policy=policy_to_change(info)
+            )
+            self._stage(crossing, scratch, evidence, journal, ctx, identity=None)
+
+    def discard(self, notebook: Notebook, ctx: Context) -> list[str]:
+        return crossings.discard(self._link, Journal(notebook), ctx)
