@@ -187,9 +187,7 @@ def test_later_writes_are_named(server: RedisServer, backup: Backup, notebook: D
     assert [(e.what.partition(":")[0], e.count) for e in found if e.kind == "back"] == [("database 0, (no prefix)", 1)]
 
 
-def test_an_empty_server_is_restored_too(
-    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
-) -> None:
+def test_an_empty_server_is_restored_too(box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory) -> None:
     target = box.redis(name="made-anew", config=POLICY)
     before = content(target)
     live = RedisLive(target.connection, key_actions={"rag_query": "restore", "celery": "restore"})
