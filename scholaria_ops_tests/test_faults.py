@@ -51,6 +51,7 @@ FAULTS = {
     77: "a rehearsal is pointed at a live store",
     78: "a rehearsal that compares nothing",
     79: "killed during a rehearsal",
+    81: "the schedule never ran",
     83: "SIGTERM or cancel in each step",
     84: "one store fails, the others succeed",
     86: "permissions",

@@ -23,6 +23,7 @@ from scholaria_ops.errors import (
     UsageError,
     VerificationFailed,
 )
+from scholaria_ops.operations.health.findings import Unhealthy
 from scholaria_ops.settings import ENV_FILE_VARIABLE
 
 #: As shells report a program that Ctrl-C ended.
@@ -35,6 +36,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (Refused, 4),
     (AuthenticationFailed, 1),
     (Busy, 5),
+    (Unhealthy, 6),
     (Cancelled, _STOPPED),
     (KeyboardInterrupt, _STOPPED),
     (OpsError, 1),
@@ -43,7 +45,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 app = typer.Typer(
     name="scholaria-ops",
     help="Provable backups of PostgreSQL, Redis and Qdrant.\n\nExit codes: 0 done, 1 failed, 2 usage or settings, "
-    "3 verification failed, 4 refused, 5 busy, 130 stopped.",
+    "3 verification failed, 4 refused, 5 busy, 6 unhealthy, 130 stopped.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -93,9 +93,23 @@ def _here(
         untouched[entry.name] = f"{entry.kind}" + (f": {entry.reason}" if entry.reason else "")
         if not entry.unread and entry.kind is Kind.DAMAGED and (why := _cannot_read(entry.directory)):
             unreadable[entry.name] = why
-    standing = {e.name for e in entries}
-    missing = {n: "stood here at the last look" for n in seen.here if n not in standing | begun and not _deleted(services, n, "here")}
+    missing = dict.fromkeys(_missing(services, entries, seen, begun), "stood here at the last look")
     return Inventory(sets, untouched, missing, unreadable)
+
+
+def missing_here(services: Services, entries: Sequence[Entry]) -> list[str]:
+    """Sets that stood in BACKUP_DIR when a plan was last carried out, are gone, and were not removed by us.
+
+    Raises:
+        Refused: what was remembered cannot be read.
+    """
+    state = PruneState(services.catalogue.layout)
+    return _missing(services, entries, state.seen(), _begun(state.journal(), "here"))
+
+
+def _missing(services: Services, entries: Sequence[Entry], seen: Seen, begun: set[str]) -> list[str]:
+    expected = set(seen.here) - {e.name for e in entries} - begun
+    return sorted(name for name in expected if not _deleted(services, name, "here"))
 
 
 def _facts_here(services: Services, entry: Entry, remote: Mapping[str, Sequence[Record]], in_flight: InFlight) -> SetFacts:

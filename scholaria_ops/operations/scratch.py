@@ -14,7 +14,8 @@ from pathlib import Path
 from scholaria_ops.files import make_private_dir
 from scholaria_ops.sandbox.sandbox import reap as reap_sandboxes
 
-_OWNER = ".owner"
+#: Locked by the living owner of a scratch directory.
+OWNER = ".owner"
 #: Age in seconds at which a directory without an owner's lock file is a leftover, not one that is being made.
 _UNOWNED_AGE_S = 60.0
 
@@ -24,7 +25,7 @@ def scratch_directory(root: Path, label: str) -> Iterator[Path]:
     """A private directory below ``root`` for the length of the block. Scratch sandboxes may be made inside it."""
     make_private_dir(root, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{label}-", dir=root))
-    fd = os.open(scratch / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(scratch / OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield scratch
@@ -41,10 +42,10 @@ def reap_scratch(root: Path) -> list[str]:
     if not root.is_dir():
         return []
     lines = list(reap_sandboxes(root))
-    for directory in sorted(p for p in root.iterdir() if (p / _OWNER).exists() or _is_leftover(p)):
+    for directory in sorted(p for p in root.iterdir() if (p / OWNER).exists() or _is_leftover(p)):
         with contextlib.ExitStack() as stack:
-            if (directory / _OWNER).exists():
-                fd = os.open(directory / _OWNER, os.O_RDWR | os.O_CLOEXEC)
+            if (directory / OWNER).exists():
+                fd = os.open(directory / OWNER, os.O_RDWR | os.O_CLOEXEC)
                 stack.callback(os.close, fd)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,6 +9,7 @@ from scholaria_ops.catalogue.manifest import Tier
 from scholaria_ops.operations.backup import BackupRequest, backup
 from scholaria_ops.pipeline.assets_live import OWNERS, live_key
 from scholaria_ops.pipeline.errors import as_failure
+from scholaria_ops.pipeline.freshness import FRESHNESS
 from scholaria_ops.pipeline.metadata import set_metadata, store_metadata
 from scholaria_ops.pipeline.partitions import BACKUPS
 from scholaria_ops.pipeline.resources import Estate
@@ -54,6 +55,7 @@ class BackupConfig(dg.Config):
         ),
         dg.AssetSpec(
             SEALED,
+            freshness_policy=FRESHNESS["sealed"],
             deps=[backup_key(name) for name in STORE_NAMES],
             group_name="backup",
             kinds={"file"},

@@ -8,6 +8,7 @@ from scholaria_ops.operations.offsite import Shipped, ship
 from scholaria_ops.pipeline.assets_backup import VERIFIED
 from scholaria_ops.pipeline.assets_live import OWNERS
 from scholaria_ops.pipeline.errors import as_failure
+from scholaria_ops.pipeline.freshness import FRESHNESS
 from scholaria_ops.pipeline.metadata import Metadata, table
 from scholaria_ops.pipeline.partitions import BACKUPS
 from scholaria_ops.pipeline.resources import Estate
@@ -26,6 +27,7 @@ class OffsiteConfig(dg.Config):
     specs=[
         dg.AssetSpec(
             OFFSITE,
+            freshness_policy=FRESHNESS["offsite"],
             deps=[VERIFIED],
             group_name="backup",
             kinds={"s3"},

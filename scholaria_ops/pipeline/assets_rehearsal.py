@@ -11,6 +11,7 @@ from scholaria_ops.operations.rehearse import RehearsalReport, Source, raise_unl
 from scholaria_ops.pipeline.assets_live import OWNERS
 from scholaria_ops.pipeline.assets_offsite import OFFSITE
 from scholaria_ops.pipeline.errors import as_failure
+from scholaria_ops.pipeline.freshness import FRESHNESS
 from scholaria_ops.pipeline.metadata import Metadata, table
 from scholaria_ops.pipeline.partitions import BACKUPS
 from scholaria_ops.pipeline.resources import Estate
@@ -28,6 +29,7 @@ class RehearsalConfig(dg.Config):
 
 @dg.asset(
     key=RESTORED,
+    freshness_policy=FRESHNESS["restored"],
     deps=[OFFSITE],
     partitions_def=BACKUPS,
     group_name="rehearsal",

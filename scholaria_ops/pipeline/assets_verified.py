@@ -10,6 +10,7 @@ from scholaria_ops.operations.verify import LEVELS, Finding, Level, VerifyReport
 from scholaria_ops.pipeline.assets_backup import SEALED, VERIFIED
 from scholaria_ops.pipeline.assets_live import OWNERS
 from scholaria_ops.pipeline.errors import as_failure
+from scholaria_ops.pipeline.freshness import FRESHNESS
 from scholaria_ops.pipeline.metadata import Metadata, table
 from scholaria_ops.pipeline.partitions import BACKUPS
 from scholaria_ops.pipeline.resources import Estate
@@ -65,6 +66,7 @@ class VerifyConfig(dg.Config):
 
 @dg.asset(
     key=VERIFIED,
+    freshness_policy=FRESHNESS["verified"],
     deps=[SEALED],
     partitions_def=BACKUPS,
     group_name="backup",

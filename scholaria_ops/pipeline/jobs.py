@@ -7,6 +7,7 @@ from scholaria_ops.catalogue.evidence.base import STORE_NAMES
 from scholaria_ops.operations.backup import BackupRequest, reserve
 from scholaria_ops.operations.offsite import fetch, offsite_id
 from scholaria_ops.pipeline.assets_backup import SEALED, VERIFIED, backup_key, check_tier
+from scholaria_ops.pipeline.assets_health import health_job
 from scholaria_ops.pipeline.assets_offsite import OFFSITE
 from scholaria_ops.pipeline.assets_rehearsal import RESTORED
 from scholaria_ops.pipeline.errors import as_failure
@@ -126,4 +127,5 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     retention_job,
     drill_job,
     reread_job,
+    health_job,
 ]

@@ -13,6 +13,7 @@ from dagster._check import CheckError
 from scholaria_ops.cancel import CancelToken
 from scholaria_ops.operations.auditing import Actor
 from scholaria_ops.operations.services import Services, make_services
+from scholaria_ops.pipeline.marks import TAG, ProcessMark
 from scholaria_ops.progress import Logged, Progress
 from scholaria_ops.settings import Settings, load_settings
 
@@ -61,6 +62,11 @@ class Estate(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's ow
 
     It has no configuration on purpose: what a run is given in the UI may never say where stores or directories are.
     """
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Write on the run which process works on it. Ticks of schedules and sensors are no runs and bear no mark."""
+        if context.run is not None and context.instance is not None:
+            context.instance.add_run_tags(context.run.run_id, {TAG: str(ProcessMark.own())})
 
     def settings(self) -> Settings:
         """Read the settings anew: an edited ``.env`` is in force from the next run on."""

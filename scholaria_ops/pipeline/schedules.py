@@ -14,14 +14,13 @@ from typing import Literal
 import dagster as dg
 
 from scholaria_ops.catalogue.records import Record, Records
-from scholaria_ops.errors import OpsError
 from scholaria_ops.operations.backup import BackupRequest, reserve
 from scholaria_ops.operations.services import Services
 from scholaria_ops.pipeline.errors import as_failure
-from scholaria_ops.pipeline.jobs import backup_job
+from scholaria_ops.pipeline.freshness import settings_in_force
 from scholaria_ops.pipeline.partitions import add_partition, known_partitions
 from scholaria_ops.pipeline.resources import Estate
-from scholaria_ops.settings import Settings, load_settings
+from scholaria_ops.settings import Settings
 
 ScheduledTier = Literal["daily", "weekly", "monthly"]
 SCHEDULED: tuple[ScheduledTier, ...] = ("daily", "weekly", "monthly")
@@ -48,14 +47,6 @@ class Timing:
 def timing() -> Timing:
     """The timing that the settings ask for now, or the default one with the reason why they could not be read."""
     return Timing.of(*settings_in_force())
-
-
-def settings_in_force() -> tuple[Settings, str]:
-    """The settings as they are now; or the defaults, and why the operators' own could not be read."""
-    try:
-        return load_settings(), ""
-    except (OpsError, OSError) as exc:
-        return Settings.model_validate({}), str(exc)
 
 
 def late_by(due: datetime, now: datetime, at_most: timedelta) -> str:
@@ -95,7 +86,7 @@ def make_schedule(tier: ScheduledTier, wanted: Timing) -> dg.ScheduleDefinition:
 
     @dg.schedule(
         name=f"{tier}_backup",
-        job=backup_job,
+        job_name="backup",
         cron_schedule=cron,
         execution_timezone=zone,
         default_status=dg.DefaultScheduleStatus.RUNNING,

@@ -7,15 +7,17 @@ is away: the run that it starts does. None of these runs takes the lock of BACKU
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 
 import dagster as dg
 
-from scholaria_ops.catalogue.sets import Entry, Kind
+from scholaria_ops.catalogue.sets import Catalogue, Entry, Kind
 from scholaria_ops.operations.reread import standing_offsite
 from scholaria_ops.pipeline.errors import as_failure
+from scholaria_ops.pipeline.freshness import settings_in_force
 from scholaria_ops.pipeline.partitions import add_partition
 from scholaria_ops.pipeline.resources import Estate
-from scholaria_ops.pipeline.schedules import late_by, settings_in_force
+from scholaria_ops.pipeline.schedules import late_by
 from scholaria_ops.settings import Settings
 
 _UNFINISHED = [
@@ -27,12 +29,24 @@ _UNFINISHED = [
 _NO_BUCKET = "no offsite place is set (BACKUP_S3_BUCKET): there is nothing to bring back"
 
 
-@dataclass(frozen=True, slots=True)
 class Look:
-    """What a tick decides from."""
+    """What a tick decides from; read when it is asked for, so that health is looked at even when nothing can be read."""
 
-    entries: Sequence[Entry]
-    settings: Settings
+    def __init__(self, estate: Estate) -> None:
+        self._estate = estate
+
+    @cached_property
+    def settings(self) -> Settings:
+        return self._estate.settings()
+
+    @cached_property
+    def entries(self) -> Sequence[Entry]:
+        return Catalogue(self.settings.backup_dir).entries()
+
+
+def look_at_health(_look: Look) -> dg.RunRequest | str:
+    """Every tick: what cannot be read is for the run to say, whose failure is told to people."""
+    return dg.RunRequest()
 
 
 def rehearse_here(look: Look) -> dg.RunRequest | str:
@@ -87,6 +101,9 @@ class Upkeep:
 
 UPKEEP = (
     Upkeep(
+        "health", "health", "health_cron", timedelta(hours=1), "Looks at everything that a backup and its return depend on", look_at_health
+    ),
+    Upkeep(
         "monthly_rehearsal",
         "rehearsal",
         "rehearsal_cron",
@@ -130,8 +147,8 @@ def make_upkeep(kind: Upkeep, settings: Settings, trouble: str = "") -> dg.Sched
             return dg.SkipReason(f"{late} The next one comes by itself, or start the job `{kind.job_name}`.")
         if running := context.instance.get_runs(dg.RunsFilter(job_name=kind.job_name, statuses=_UNFINISHED), limit=1):
             return dg.SkipReason(f"run {running[0].run_id[:8]} of the job {kind.job_name} is not finished; one at a time")
-        with as_failure(), estate.services(context.log) as services:
-            wanted = kind.decide(Look(services.catalogue.entries(), services.settings))
+        with as_failure():
+            wanted = kind.decide(Look(estate))
         if isinstance(wanted, str):
             return dg.SkipReason(wanted)
         key = f"{kind.name}-{tick.astimezone(UTC):%Y%m%dT%H%M}Z"

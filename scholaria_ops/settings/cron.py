@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from itertools import pairwise
 
 #: Beyond this many days back or ahead a cron string is taken to be never due (every 29th of February is within it).
 _HORIZON_DAYS = 366 * 8 + 1
+#: Enough to see a five-year rhythm of months, and the longest weekend of a week.
+_TICKS_LOOKED_AT = 60
 _RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 
 
@@ -49,6 +52,15 @@ class Cron:
                 if tick > instant:
                     return tick
         return None
+
+    def longest_gap(self, since: datetime, zone: tzinfo) -> timedelta | None:
+        """The longest stretch between two of the next sixty ticks; None if it ticks less than twice in eight years."""
+        ticks: list[datetime] = []
+        tick = self.next_after(since, zone)
+        while tick is not None and len(ticks) < _TICKS_LOOKED_AT:
+            ticks.append(tick)
+            tick = self.next_after(tick, zone)
+        return max((later - earlier for earlier, later in pairwise(ticks)), default=None)
 
     def _backward(self, instant: datetime, zone: tzinfo) -> Iterator[datetime]:
         day = instant.astimezone(zone).date()

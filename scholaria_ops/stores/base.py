@@ -56,6 +56,8 @@ class Facts:
     details: Mapping[str, str]
     #: Things worth telling that do not stop a backup.
     warnings: tuple[str, ...] = ()
+    #: How far the server's clock is ahead of ours (seconds; negative: behind), as far as its answer tells; None if it does not.
+    clock_ahead_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ import pytest
 from scholaria_ops.catalogue.lock import estate_lock
 from scholaria_ops.catalogue.sets import Catalogue
 from scholaria_ops.definitions import defs
+from scholaria_ops.pipeline.freshness import settings_in_force
 from scholaria_ops.pipeline.partitions import known_partitions
 from scholaria_ops.pipeline.resources import Estate
-from scholaria_ops.pipeline.schedules import settings_in_force
 from scholaria_ops.pipeline.upkeep import UPKEEP, make_upkeep
 from scholaria_ops.settings import ENV_FILE_VARIABLE, load_settings
 from scholaria_ops_tests.catalogue.factory import make_set
@@ -56,6 +56,7 @@ def skipped(answer: Any) -> str:
 def test_they_are_on_by_default_at_the_documented_times() -> None:
     found = {name: make_upkeep(kind, load_settings({})) for name, kind in KINDS.items()}
     assert {n: s.cron_schedule for n, s in found.items()} == {
+        "health": "30 */6 * * *",
         "monthly_rehearsal": "0 5 2 * *",
         "offsite_rehearsal": "0 5 16 3,9 *",
         "quarterly_drill": "0 5 9 1,4,7,10 *",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
 from scholaria_ops.connections import PostgresConnection
@@ -69,6 +70,8 @@ def preflight(connection: PostgresConnection, compression: str, replica_lag_limi
             " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND " + _DUMPED + "),"
             " (SELECT string_agg(extname || ' ' || extversion, ', ' ORDER BY extname) FROM pg_extension)"
         )
+        asked = time.time()
+        (server_time,) = session.one("SELECT extract(epoch FROM clock_timestamp())::float8")
         return Facts(
             store="postgres",
             server_version=session.version,
@@ -82,6 +85,7 @@ def preflight(connection: PostgresConnection, compression: str, replica_lag_limi
                 **({"replica": lag} if lag else {}),
             },
             warnings=warnings,
+            clock_ahead_s=server_time - asked,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,14 @@ def preflight(connection: QdrantConnection, ctx: Context) -> Facts:
             "cluster": f"{cluster.peers} peers" if cluster.peers else "disabled",
             "free space on the server": "not told by Qdrant; a snapshot needs about the size of its collection there",
         }
-        return Facts("qdrant", rest.version, found.expected, details, tuple(found.warnings))
+        return Facts("qdrant", rest.version, found.expected, details, tuple(found.warnings), _clock_ahead_s(rest))
+
+
+def _clock_ahead_s(rest: Rest) -> float | None:
+    """By the Date of one more answer, which counts whole seconds."""
+    asked = time.time()
+    server_time = rest.call("GET", "/collections").server_time
+    return server_time.timestamp() - asked if server_time else None
 
 
 def _require_supported(rest: Rest) -> None:

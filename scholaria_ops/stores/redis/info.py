@@ -32,6 +32,8 @@ class ServerInfo:
     keyspace: Mapping[int, int]
     #: How far the server's clock is ahead of ours (seconds, at most; never negative).
     clock_ahead_s: float = 0.0
+    #: The same, negative if it is behind; None where the server does not tell its time.
+    clock_offset_s: float | None = None
 
     @property
     def version(self) -> str:
@@ -93,8 +95,8 @@ def look(wire: Wire, *, config: bool = True) -> ServerInfo:
     text = wire.call("INFO", "everything")
     info, modules = _parse(text.decode("utf-8", "replace"))
     keyspace = {int(k[2:]): int(v.split(",")[0].partition("=")[2]) for k, v in info.items() if re.fullmatch(r"db\d+", k)}
-    ahead = int(info.get("server_time_usec", "0")) / 1e6 - asked
-    return ServerInfo(info, _config(wire) if config else None, modules, keyspace, max(0.0, ahead))
+    ahead = int(info["server_time_usec"]) / 1e6 - asked if "server_time_usec" in info else None
+    return ServerInfo(info, _config(wire) if config else None, modules, keyspace, max(0.0, ahead or 0.0), ahead)
 
 
 def _parse(text: str) -> tuple[dict[str, str], tuple[str, ...]]:

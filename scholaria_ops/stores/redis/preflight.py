@@ -47,6 +47,7 @@ def preflight(connection: RedisConnection, mode: SyncMode, ctx: Context, *, time
         expected_bytes=used,
         details=_details(info, local, f"{form} ({why})", users),
         warnings=tuple(_warnings(info, form, users)),
+        clock_ahead_s=info.clock_offset_s,
     )
 
 
