@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,10 @@ def settings_file(sample_stack: SampleStack, tools: Tools, tmp_path: Path) -> Pa
     path.write_text("".join(f"{k}={v}\n" for k, v in environment(sample_stack, tools, tmp_path / "backups").items()))
     path.chmod(0o600)
     return path
+
+
+@pytest.fixture
+def run_directory() -> Iterator[Path]:
+    """In the place of /run. A socket's path has 107 bytes at most, and pytest's own directories are long."""
+    with tempfile.TemporaryDirectory(prefix="so-") as name:
+        yield Path(name)

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import sys
 import time
 import urllib.error
@@ -80,15 +81,29 @@ class Services:
             time.sleep(0.2)
         return answer
 
-    def stop(self, name: str, *, whole_group: bool, limit_s: float) -> float:
-        """SIGTERM to the process, or to every one of its group; returns the seconds it took to end. Fails when it takes longer."""
+    def stop(self, name: str, *, whole_group: bool, limit_s: float, clean: frozenset[int] = frozenset()) -> None:
+        """SIGTERM to the process, or to every one of its group. Fails when that takes too long, or ends in a way that looks like a failure.
+
+        Clean is what systemd takes for clean (status 0, SIGTERM) and the statuses in ``clean``.
+        """
         daemon = self.running.pop(name)
         began = time.monotonic()
         (os.killpg if whole_group else os.kill)(daemon.pid, signal.SIGTERM)
-        while daemon.alive or (whole_group and group_alive(daemon.pid)):
+        ended, status = 0, 0
+        while not ended or (whole_group and group_alive(daemon.pid)):
             assert time.monotonic() - began < limit_s, f"{name} does not end: {self.log(name)}"
+            if not ended:
+                ended, status = os.waitpid(daemon.pid, os.WNOHANG)
             time.sleep(0.1)
-        return time.monotonic() - began
+        assert os.waitstatus_to_exitcode(status) in {0, -signal.SIGTERM, *clean}, (
+            f"{name}: {os.waitstatus_to_exitcode(status)}: {self.log(name)}"
+        )
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, as the kernel does where memory runs out."""
+        daemon = self.running.pop(name)
+        os.killpg(daemon.pid, signal.SIGKILL)
+        os.waitpid(daemon.pid, 0)
 
 
 def group_alive(pgid: int) -> bool:
@@ -176,3 +191,32 @@ class Dagster:
 def rows(text: str) -> dict[str, str]:
     """NAME=value lines of a file."""
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def page(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 — loopback
+            return str(answer.read().decode())
+    except OSError:
+        return ""
+
+
+def take_backup(services: Services, ui: Dagster, config: Mapping[str, Any]) -> None:
+    """Ask for a backup as people do in the UI, and wait until its own run, which a sensor starts, has succeeded."""
+    before = len(ui.runs("backup"))
+    asked = ui.launch("backup_now", config)
+    services.wait("backup_now succeeded", lambda: _ended(ui, "backup_now", asked))
+    run_id = services.wait("its backup run began", lambda: ui.runs("backup")[0][0] if len(ui.runs("backup")) > before else None)
+    services.wait("the backup succeeded", lambda: _ended(ui, "backup", run_id))
+
+
+def _ended(ui: Dagster, job: str, run_id: str) -> bool:
+    status = ui.status(job, run_id)
+    assert status not in {"FAILURE", "CANCELED"}, f"{job} {run_id}: {status}"
+    return status == "SUCCESS"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,20 @@ import pytest
 from scholaria_ops.catalogue.lock import current_holder
 from scholaria_ops.catalogue.sets import Catalogue
 from scholaria_ops.process import run
-from scholaria_ops_tests.deploy.support import ROOT, UNITS, VENV, Dagster, Services, commands_of, environment_of, read_unit, service_manager
+from scholaria_ops_tests.deploy.support import (
+    ROOT,
+    UNITS,
+    VENV,
+    Dagster,
+    Services,
+    commands_of,
+    environment_of,
+    free_port,
+    page,
+    read_unit,
+    service_manager,
+    take_backup,
+)
 
 _INSTANCE = "scholaria"
 
@@ -53,28 +63,18 @@ class Host:
         services.start(name, command, env, directory)
 
 
-def _limit_s(name: str) -> float:
-    return float(read_unit(UNITS / f"scholaria-ops-{name}@.service")["Service"]["TimeoutStopSec"][0])
-
-
-@pytest.fixture
-def run_directory() -> Iterator[Path]:
-    """In the place of /run. A socket's path has 107 bytes at most, and pytest's own directories are long."""
-    with tempfile.TemporaryDirectory(prefix="so-") as name:
-        yield Path(name)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _stop(services: Services, name: str) -> None:
+    """As ``systemctl stop``: SIGTERM to every process of the unit, within the unit's time, and a status that the unit takes for clean."""
+    service = read_unit(UNITS / f"scholaria-ops-{name}@.service")["Service"]
+    clean = frozenset(int(word) for line in service["SuccessExitStatus"] for word in line.split())
+    services.stop(name, whole_group=True, limit_s=float(service["TimeoutStopSec"][0]), clean=clean)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_units_command_lines_come_up_take_a_backup_and_end_in_time(tmp_path: Path, run_directory: Path, settings_file: Path) -> None:
     host = Host(tmp_path, run_directory, settings_file)
-    web, readonly = free_port(), free_port()
+    web, readonly, metrics = (free_port() for _ in range(3))
     with service_manager(tmp_path) as services:
         host.start(services, "code")
         host.start(services, "daemon")
@@ -86,14 +86,17 @@ def test_the_units_command_lines_come_up_take_a_backup_and_end_in_time(tmp_path:
         services.wait("every daemon has a heartbeat", lambda: not ui.unhealthy_daemons())
         assert (host.run / "code.sock").is_socket()
 
-        _backup(services, ui, {})
+        take_backup(services, ui, {})
         (first,) = Catalogue(tmp_path / "backups").entries()
         # An edit of the settings file is in force in the next run, with no restart.
         moved = tmp_path / "elsewhere"
         settings_file.write_text(settings_file.read_text() + f"BACKUP_DIR={moved}\n")
-        _backup(services, ui, {"ops": {"mint_backup_id": {"config": {"tier": "weekly"}}}})
+        take_backup(services, ui, {"ops": {"mint_backup_id": {"config": {"tier": "weekly"}}}})
         (second,) = Catalogue(moved).entries()
         assert [entry.set and entry.set.manifest.tier for entry in (first, second)] == ["manual", "weekly"]
+
+        host.start(services, "metrics", METRICS_PORT=str(metrics))
+        assert "\nscholaria_up 1.0\n" in services.wait("metrics are served", lambda: page(f"http://127.0.0.1:{metrics}/metrics"))
 
         looking = Dagster(f"http://127.0.0.1:{readonly}")
         services.wait("the read-only web server answers", looking.up)
@@ -105,7 +108,7 @@ def test_the_units_command_lines_come_up_take_a_backup_and_end_in_time(tmp_path:
         # Stopped with a run at work: the run takes back what it had begun, and the other services find the new server.
         ui.launch("backup_now")
         services.wait("a run is at work", lambda: current_holder(moved / ".state" / "estate.lock"))
-        services.stop("code", whole_group=True, limit_s=_limit_s("code"))
+        _stop(services, "code")
         assert [p for d in (".staging", ".scratch") if (moved / d).exists() for p in (moved / d).iterdir()] == []
         assert current_holder(moved / ".state" / "estate.lock") is None
         assert len(Catalogue(moved).entries()) == 1
@@ -114,20 +117,5 @@ def test_the_units_command_lines_come_up_take_a_backup_and_end_in_time(tmp_path:
         (stopped, status), *_ = ui.runs("backup")
         assert status in {"FAILURE", "CANCELED"}, f"{stopped}: {status}"
 
-        for name in ("web-readonly", "web", "daemon", "code"):
-            services.stop(name, whole_group=True, limit_s=_limit_s(name))
-
-
-def _backup(services: Services, ui: Dagster, config: dict[str, object]) -> None:
-    """Ask for a backup as people do in the UI, and wait until its own run, which a sensor starts, has succeeded."""
-    before = len(ui.runs("backup"))
-    asked = ui.launch("backup_now", config)
-    services.wait("backup_now succeeded", lambda: _ended(ui, "backup_now", asked))
-    run_id = services.wait("its backup run began", lambda: ui.runs("backup")[0][0] if len(ui.runs("backup")) > before else None)
-    services.wait("the backup succeeded", lambda: _ended(ui, "backup", run_id))
-
-
-def _ended(ui: Dagster, job: str, run_id: str) -> bool:
-    status = ui.status(job, run_id)
-    assert status not in {"FAILURE", "CANCELED"}, f"{job} {run_id}: {status}"
-    return status == "SUCCESS"
+        for name in ("metrics", "web-readonly", "web", "daemon", "code"):
+            _stop(services, name)

@@ -43,7 +43,7 @@ _HARDENING = {
 _SERVICE_KEYS = _HARDENING.keys() | {
     *("User", "Group", "WorkingDirectory", "Environment", "EnvironmentFile", "ExecStartPre", "ExecStart", "RuntimeDirectory"),
     *("RuntimeDirectoryMode", "LogsDirectory", "LogsDirectoryMode", "Restart", "RestartSec", "KillMode", "TimeoutStopSec", "LimitNOFILE"),
-    *("TasksMax", "MemoryMax", "ReadWritePaths"),
+    *("TasksMax", "MemoryMax", "ReadWritePaths", "ReadOnlyPaths", "SuccessExitStatus"),
 }
 #: Would break what the services are for; each for the reason in the units.
 _NEVER = {"ProtectProc", "RemoveIPC", "MemoryDenyWriteExecute", "PrivateNetwork", "DynamicUser", "PrivateUsers"}
@@ -126,7 +126,7 @@ def test_the_user_and_the_directories_that_units_need_are_made() -> None:
     made = {line.split()[1] for line in (UNITS / "scholaria-ops.tmpfiles").read_text().splitlines() if line[:1] in {"d", "L"}}
     for path in SERVICES:
         service = read_unit(path)["Service"]
-        needed = [*service["WorkingDirectory"], *" ".join(service["ReadWritePaths"]).split()]
+        needed = [*service["WorkingDirectory"], *" ".join([*service["ReadWritePaths"], *service["ReadOnlyPaths"]]).split()]
         assert {n.replace("%i", "scholaria") for n in needed} <= made, path.name
     link = re.search(r"^L\+ .* (/\S+)$", (UNITS / "scholaria-ops.tmpfiles").read_text(), re.MULTILINE)
     assert link

@@ -72,14 +72,14 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 @contextlib.contextmanager
 def tls_front(directory: Path) -> Iterator[TlsFront]:
-    front = TlsFront(*_certificate(directory))
+    front = TlsFront(*self_signed(directory))
     try:
         yield front
     finally:
         front.close()
 
 
-def _certificate(directory: Path) -> tuple[Path, Path]:
+def self_signed(directory: Path) -> tuple[Path, Path]:
     """A self-signed certificate for 127.0.0.1, valid for a day."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
