@@ -65,7 +65,7 @@ def compare_collections(left: CollectionEvidence, right: CollectionEvidence) -> 
     elif left.fingerprint.ids != right.fingerprint.ids:
         yield "points", _difference(name, "point ids", _short(left.fingerprint.ids), _short(right.fingerprint.ids))
     yield from _fingerprints(left, right)
-    for path, one, other in _config_differences(left.config, right.config):
+    for path, one, other in config_differences(left.config, right.config):
         yield "configuration", _difference(name, f"configuration {path}", one, other)
     for difference in compare_mappings("qdrant", f"collection {name}: payload index", left.indexes, right.indexes):
         yield "payload_indexes", difference
@@ -121,11 +121,11 @@ def _searches(left: CollectionEvidence, right: CollectionEvidence) -> Iterator[t
             yield "golden_searches", _difference(left.name, what, f"{len(search.hits)} results as recorded", said)
 
 
-def _config_differences(left: Any, right: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+def config_differences(left: Any, right: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
     """Leaves that differ. A setting that one server does not know and the other has not set (null) is the same."""
     if isinstance(left, Mapping) and isinstance(right, Mapping):
         for key in sorted(left.keys() | right.keys()):
-            yield from _config_differences(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
+            yield from config_differences(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
     elif left != right:
         yield path, str(left), str(right)
 

@@ -48,9 +48,9 @@ def preflight(connection: QdrantConnection, ctx: Context) -> Facts:
     with Rest(connection, cancel=ctx.cancel) as rest:
         names = collections_of(rest)
         _require_supported(rest)
-        _require_ready(rest)
+        require_ready(rest)
         cluster = whole_node(connection, ctx, names)
-        _require_rights(rest, names, ctx)
+        require_rights(rest, names, ctx)
         aliases = aliases_of(rest)
         found = _Findings()
         for name in names:
@@ -93,7 +93,7 @@ def _require_supported(rest: Rest) -> None:
         )
 
 
-def _require_ready(rest: Rest) -> None:
+def require_ready(rest: Rest) -> None:
     """A server that is still loading shards answers 503 here; one that does not know the route, or a gateway that hides it, 404."""
     status = rest.status("/readyz")
     if status >= 500:
@@ -104,7 +104,7 @@ def _require_ready(rest: Rest) -> None:
         )
 
 
-def _require_rights(rest: Rest, names: Sequence[str], ctx: Context) -> None:
+def require_rights(rest: Rest, names: Sequence[str], ctx: Context) -> None:
     """Whether the key may write, found out with a request that changes nothing: deleting a snapshot that cannot exist."""
     if not names or not rest.connection.api_key.get_secret_value():
         return
@@ -136,6 +136,11 @@ def largest_expected(rest: Rest, names: Sequence[str]) -> int:
         except NotFound:  # deleted a moment ago: the dump will tell
             continue
     return largest
+
+
+def live_bytes(rest: Rest, name: str) -> int:
+    """An upper estimate of the snapshot of one live collection, in bytes."""
+    return _expected(rest, name, rest.get(at(name)))
 
 
 def expected_bytes(info: Mapping[str, Any], points: int, payload: int) -> int:

@@ -1,0 +1,256 @@
+"""Going back: taking back what was begun, undoing what was done, and removing what was kept for it."""
+
+from __future__ import annotations
+
+import time
+
+from scholaria_ops.connections import QdrantConnection
+from scholaria_ops.errors import Refused
+from scholaria_ops.stores.base import Context
+from scholaria_ops.stores.live import Notebook, Switched
+from scholaria_ops.stores.qdrant.live import facts
+from scholaria_ops.stores.qdrant.live.aliases import repoint
+from scholaria_ops.stores.qdrant.live.copies import (
+    copy,
+    downloaded,
+    pour,
+    present,
+    remove_collection,
+    sweep_uploads,
+    wait_for_stragglers,
+)
+from scholaria_ops.stores.qdrant.live.facts import Begun, Placed, State
+from scholaria_ops.stores.qdrant.live.marks import Noted, marks_file, note, readable, save
+from scholaria_ops.stores.qdrant.live.switch import require_points, switched
+from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of, exact_count
+from scholaria_ops.stores.qdrant.rest import Rest
+
+_TIMEOUT_S = 3600.0
+
+
+# -- roll back ---------------------------------------------------------------------------------------------------------
+
+
+def roll_back(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> list[str]:
+    """See :meth:`scholaria_ops.stores.live.LiveStore.roll_back`."""
+    begun = facts.read(notebook.read())
+    if not begun.placed:
+        return []
+    if begun.state == "discarded":
+        raise Refused("what was kept for going back has been removed", hint="Restore a backup set instead.", store="qdrant")
+    begun = facts.write(notebook, begun, state="rolling_back")
+    with Rest(connection, cancel=ctx.cancel) as rest:
+        wait_for_stragglers(rest, {*begun.made, *begun.pouring}, ctx)
+        lines: list[str] = []
+        live, aliases = set(collections_of(rest)), aliases_of(rest)
+        gone = _deleted(begun, live, aliases)
+        for one in gone:
+            lines.extend(_set_aside(rest, one, live, notebook, ctx))
+        lines.extend(repoint(rest, _aliases_wanted(begun, gone, aliases)))
+        for one in begun.placed:
+            if one.item.plain in begun.pouring:
+                lines.append(_poured_back(rest, one, one.way_back, ctx))
+        needed = {one.way_back for one in gone}
+        for name in begun.made:
+            if name not in needed:
+                line = remove_collection(rest, name, finished=begun.finished(name))
+                lines += [line] if line else []
+        for one in begun.placed:
+            if one.item.plain in begun.pouring:
+                sweep_uploads(rest, one.item.plain)
+    facts.write(notebook, begun, state="rolled_back", made=tuple(name for name in begun.made if name in needed), pouring=())
+    return lines
+
+
+def _deleted(begun: Begun, live: set[str], aliases: dict[str, str]) -> list[Placed]:
+    """The plain-named collections that are gone: their deletion was begun, and their mark (an alias) went with them."""
+    return [
+        one
+        for one in begun.placed
+        if one.item.case == "plain" and one.item.plain in begun.deleting and not (one.item.plain in live and one.marker in aliases)
+    ]
+
+
+def _set_aside(rest: Rest, one: Placed, live: set[str], notebook: Notebook, ctx: Context) -> list[str]:
+    """Free the name of a deleted collection that the application has made anew meanwhile; what it wrote there is kept beside."""
+    name = one.item.plain
+    if name not in live:
+        return []
+    lines = []
+    if exact_count(rest, name):
+        beside = f"{one.item.base}__meanwhile_{notebook.restore_id}"
+        if not present(rest, [beside]):
+            points = copy(rest, name, beside, ctx, timeout_s=_TIMEOUT_S)
+            lines.append(f"collection {name} had been made anew meanwhile: its {points:,} points are kept as {beside}")
+    lines.append(remove_collection(rest, name))
+    return lines
+
+
+def _aliases_wanted(begun: Begun, gone: list[Placed], now: dict[str, str]) -> dict[str, str | None]:
+    """The touched aliases as they were; what somebody else has re-pointed since is left alone."""
+    moved = {one.item.plain: one.way_back for one in gone}
+    wanted: dict[str, str | None] = {alias: moved.get(target, target) for alias, target in begun.aliases_before.items()}
+    wanted |= {alias: None for alias in begun.aliases_after if alias not in wanted}
+    wanted |= moved
+    ours = {name for one in begun.placed for name in one.names} | {one.item.plain for one in begun.placed}
+    wanted = {a: t for a, t in wanted.items() if a not in now or now[a] in ours or now[a] == begun.aliases_before.get(a)}
+    return wanted | {one.marker: None for one in begun.placed if one.marker in now}
+
+
+def _poured_back(rest: Rest, one: Placed, source: str, ctx: Context) -> str:
+    expected = exact_count(rest, source)
+    file, artifact = downloaded(rest, source, ctx, timeout_s=_TIMEOUT_S)
+    try:
+        points = pour(rest, file, artifact, one.item.plain, ctx, timeout_s=_TIMEOUT_S)
+    finally:
+        file.unlink(missing_ok=True)
+    require_points(rest, one.item.plain, points, expected)
+    return f"collection {one.item.plain} recovered in place from {source}, {points:,} points"
+
+
+# -- finish ------------------------------------------------------------------------------------------------------------
+
+
+def finish(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> list[str]:
+    """See :meth:`scholaria_ops.stores.live.LiveStore.finish`."""
+    begun = facts.read(notebook.read())
+    facts.require(begun, {"after", "before"}, "finishing")
+    lines: list[str] = []
+    with Rest(connection, cancel=ctx.cancel) as rest:
+        aliases = aliases_of(rest)
+        for one in begun.placed:
+            if one.item.case == "in_place" and one.side in begun.made and one.side not in aliases.values():
+                lines.append(remove_collection(rest, one.side))
+        for name in present(rest, [one.served for one in begun.placed] + list(begun.made)):
+            lines.extend(sweep_uploads(rest, name))
+    facts.write(notebook, begun, made=tuple(n for n in begun.made if n not in {o.side for o in begun.placed if o.item.case == "in_place"}))
+    return [line for line in lines if line]
+
+
+# -- undo --------------------------------------------------------------------------------------------------------------
+
+
+def undo(connection: QdrantConnection, notebook: Notebook, ctx: Context, *, timeout_s: float) -> Switched:
+    """See :meth:`scholaria_ops.stores.live.LiveStore.undo`."""
+    begun = facts.read(notebook.read())
+    facts.require(begun, {"after", "undoing", "before", "redoing"}, "undoing")
+    back = begun.state in {"after", "undoing"}
+    with Rest(connection, cancel=ctx.cancel) as rest:
+        if begun.state in {"after", "before"}:
+            _require_kept(rest, begun)
+            begun = _mark_kept(rest, begun, notebook)
+            begun = facts.write(notebook, begun, state="undoing" if back else "redoing", copied=())
+        else:
+            wait_for_stragglers(rest, {name for one in begun.placed for name in (*one.names, one.item.plain, one.item.collection)}, ctx)
+        began = time.monotonic()
+        lockout = 0.0
+        for one in begun.placed:
+            if one.item.case in {"in_place", "absent"}:
+                begun, seconds = _exchange(rest, begun, one, notebook, ctx, back=back, timeout_s=timeout_s)
+                lockout += seconds
+        begun_at = time.monotonic()
+        repoint(rest, _toggled(begun, back=back))
+        lockout += time.monotonic() - begun_at
+        done: State = "before" if back else "after"
+        begun = begun.model_copy(update={"state": done})
+        begun = facts.write(
+            notebook,
+            begun,
+            state=done,
+            pouring=() if back else begun.pouring,
+            shelf={name: exact_count(rest, name) for name in present(rest, begun.kept)},
+            lockout_s=round(lockout, 4),
+            seconds={"switch": round(time.monotonic() - began, 4)},
+            warnings=(),
+        )
+        spare = begun.spare
+        for name in spare:
+            remove_collection(rest, name)
+        begun = facts.write(notebook, begun, made=tuple(name for name in begun.made if name not in spare))
+        return switched(rest, begun)
+
+
+def _toggled(begun: Begun, *, back: bool) -> dict[str, str | None]:
+    after, before = begun.aliases_after, begun.aliases_back
+    to, other = (before, after) if back else (after, before)
+    return {**dict.fromkeys(other), **to}
+
+
+def _require_kept(rest: Rest, begun: Begun) -> None:
+    live = set(collections_of(rest))
+    for name in begun.kept:
+        if name not in live:
+            raise Refused(
+                f"collection {name}, which was kept on {rest.where}, is gone", hint="Restore a backup set instead.", store="qdrant"
+            )
+        points, expected = exact_count(rest, name), begun.shelf.get(name)
+        if points != expected:
+            raise Refused(
+                f"collection {name} on {rest.where} was kept with {expected or 0:,} points and has {points:,} now",
+                hint="Somebody wrote to it or deleted from it; look at it before you serve it.",
+                store="qdrant",
+            )
+
+
+def _mark_kept(rest: Rest, begun: Begun, notebook: Notebook) -> Begun:
+    """Write down what is about to be served again, so that later writes can be told."""
+    marks = dict(begun.marks)
+    for name in begun.kept:
+        noted: Noted = note(rest, name, payloads=True, vectors=readable(rest, name))
+        marks[name] = save(noted, marks_file(notebook, name))
+    return facts.write(notebook, begun, marks=marks)
+
+
+def _exchange(
+    rest: Rest, begun: Begun, one: Placed, notebook: Notebook, ctx: Context, *, back: bool, timeout_s: float
+) -> tuple[Begun, float]:
+    """Where one name is served whatever is restored: keep what it holds beside, then have it hold the other (or be gone)."""
+    name = one.item.plain or one.item.collection
+    keep = one.aside if back else one.way_back if one.item.case == "in_place" else ""
+    take = (one.way_back if one.item.case == "in_place" else "") if back else one.aside
+    if keep and keep not in begun.copied:
+        begun = facts.write(notebook, begun, made=tuple(dict.fromkeys((*begun.made, keep))))
+        if present(rest, [keep]):
+            remove_collection(rest, keep)
+        copy(rest, name, keep, ctx, timeout_s=timeout_s)
+        begun = facts.write(notebook, begun, copied=(*begun.copied, keep))
+    began = time.monotonic()
+    if not take:
+        if present(rest, [name]):
+            remove_collection(rest, name)
+    elif one.item.case == "in_place":
+        begun = facts.write(notebook, begun, pouring=tuple(dict.fromkeys((*begun.pouring, name))))
+        _poured_back(rest, one, take, ctx)
+    else:
+        expected = exact_count(rest, take)
+        if present(rest, [name]) and exact_count(rest, name) != expected:
+            remove_collection(rest, name)
+        if not present(rest, [name]):
+            require_points(rest, name, copy(rest, take, name, ctx, timeout_s=timeout_s), expected)
+    seconds = time.monotonic() - began
+    if take and begun.marks.get(take) is not None:
+        begun = facts.write(notebook, begun, marks={**begun.marks, name: begun.marks[take]})
+    return begun, seconds
+
+
+# -- discard -----------------------------------------------------------------------------------------------------------
+
+
+def discard(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> list[str]:
+    """See :meth:`scholaria_ops.stores.live.LiveStore.discard`."""
+    begun = facts.read(notebook.read())
+    if begun.state in {"", "rolled_back", "discarded"}:
+        return []
+    facts.require(begun, {"after", "before"}, "discarding")
+    lines = []
+    with Rest(connection, cancel=ctx.cancel) as rest:
+        led = aliases_of(rest)
+        for name in present(rest, [*begun.kept, *begun.spare]):
+            leading = sorted(alias for alias, target in led.items() if target == name)
+            if leading:
+                lines.append(f"collection {name} is not removed: alias {', '.join(leading)} leads to it")
+                continue
+            line = remove_collection(rest, name)
+            lines += [line] if line else []
+    facts.write(notebook, begun, state="discarded")
+    return lines

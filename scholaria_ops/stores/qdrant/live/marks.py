@@ -1,0 +1,120 @@
+"""What a collection holds, point by point: a digest of each point, kept in a file, so that later writes can be counted exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scholaria_ops.errors import Refused
+from scholaria_ops.files import write_private
+from scholaria_ops.stores.live import Notebook
+from scholaria_ops.stores.qdrant import canon
+from scholaria_ops.stores.qdrant.live.facts import Mark
+from scholaria_ops.stores.qdrant.measure import largest_page, vector_fields
+from scholaria_ops.stores.qdrant.names import file_name
+from scholaria_ops.stores.qdrant.points import Point, RestSource, Source, Wanted
+from scholaria_ops.stores.qdrant.rest import Rest, at
+
+#: Over REST a vector component costs 0.12 µs: above this many, what is compared while people wait leaves vectors out.
+MAX_FLOATS = 16_000_000
+_DIGEST_BYTES = 8
+
+
+@dataclass(slots=True)
+class Noted:
+    """Points that were read: id (canonical bytes) → digest of what was read of it."""
+
+    points: dict[bytes, bytes] = field(default_factory=dict)
+    payloads: bool = False
+    vectors: bool = False
+    #: Sum of the whole digests.
+    total: int = 0
+
+    @property
+    def payload_sum(self) -> str | None:
+        """The fingerprint of all payloads as evidence has it; None when payloads were not read, or vectors as well."""
+        return canon.hexed(canon.total([self.total])) if self.payloads and not self.vectors else None
+
+    @property
+    def ids(self) -> str:
+        return canon.hexed(canon.total(canon.share(raw) for raw in self.points))
+
+
+class Noting:
+    """A source of points that notes each point that passes."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.fast_vectors = source.fast_vectors
+        self.noted = Noted()
+
+    def pages(self, wanted: Wanted) -> Iterator[list[Point]]:
+        noted = self.noted = Noted({}, wanted.payloads, wanted.vectors)
+        for page in self._source.pages(wanted):
+            for point in page:
+                raw = canon.point_id(point.id)
+                own = canon.share(raw, point.payload, *canon.named(point.vectors))
+                noted.total += own
+                noted.points[raw] = own.to_bytes(32, "big")[:_DIGEST_BYTES]
+            yield page
+
+
+def note(rest: Rest, collection: str, *, payloads: bool, vectors: bool) -> Noted:
+    """Read all points of a collection: their ids, and as much else as is asked for."""
+    config = rest.get(at(collection))["config"]
+    floats = sum(one.size or 64 for one in vector_fields(config))
+    source = Noting(RestSource(rest))
+    for _ in source.pages(Wanted(collection, payloads, vectors, floats, largest_page(config))):
+        pass
+    return source.noted
+
+
+def readable(rest: Rest, collection: str) -> bool:
+    """Whether all vectors of a collection can be read over REST while people wait."""
+    info = rest.get(at(collection))
+    floats = sum(one.size or 64 for one in vector_fields(info["config"]))
+    return int(info.get("points_count") or 0) * floats <= MAX_FLOATS
+
+
+def marks_file(notebook: Notebook, collection: str) -> Path:
+    """Where the digests of a collection's points are written down."""
+    return notebook.directory / f"{file_name(collection)}.points"
+
+
+def save(noted: Noted, path: Path) -> Mark:
+    """Write the digests into a private file: a line per point, the id's bytes and the digest in hexadecimal digits."""
+    path.unlink(missing_ok=True)
+    write_private(path, b"".join(b"%s %s\n" % (raw.hex().encode(), own.hex().encode()) for raw, own in noted.points.items()))
+    return Mark(points=len(noted.points), ids=noted.ids, file=path.name, payloads=noted.payloads, vectors=noted.vectors)
+
+
+def load(path: Path, mark: Mark) -> Noted:
+    """Raises Refused when the file is gone or is not what was written."""
+    try:
+        pairs = (line.split() for line in path.read_bytes().splitlines())
+        points = {bytes.fromhex(raw.decode()): bytes.fromhex(own.decode()) for raw, own in pairs}
+    except (OSError, ValueError) as exc:
+        raise Refused(f"cannot read {path}: {exc}", hint="What was written since cannot be counted.", store="qdrant") from exc
+    noted = Noted(points, mark.payloads, mark.vectors)
+    if len(points) != mark.points or noted.ids != mark.ids:
+        raise Refused(f"{path} is damaged", hint="What was written since cannot be counted.", store="qdrant")
+    return noted
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How two readings of a collection differ, in points."""
+
+    new: int
+    changed: int
+    gone: int
+
+
+def change(then: Noted, now: Noted) -> Change:
+    """What happened between two readings that looked at the same things."""
+    return Change(
+        new=len(now.points.keys() - then.points.keys()),
+        changed=sum(1 for raw, own in now.points.items() if then.points.get(raw, own) != own),
+        gone=len(then.points.keys() - now.points.keys()),
+    )

@@ -1,0 +1,312 @@
+"""Restoring into a live Qdrant, from the plan to the last thing that is cleared away. The servers are real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scholaria_ops.catalogue.evidence.qdrant import QdrantEvidence
+from scholaria_ops.errors import Refused
+from scholaria_ops.sandbox.qdrant import QdrantServer
+from scholaria_ops.sandbox.sandbox import Sandbox
+from scholaria_ops.sandbox.tools import Tools
+from scholaria_ops.stores.base import Context
+from scholaria_ops.stores.live import Source
+from scholaria_ops.stores.qdrant.live import QdrantLive, QdrantPlan, kept_collections
+from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of
+from scholaria_ops.stores.qdrant.rest import Rest, at
+from scholaria_ops_tests.conftest import ContextFactory
+from scholaria_ops_tests.stores.qdrant_live_support import (
+    ALIAS,
+    ALIASED,
+    OTHER_ALIAS,
+    PLAIN,
+    RESTORE_ID,
+    Application,
+    FileNotebook,
+    change,
+    exactly,
+    point,
+    seed_two,
+    served,
+    taken,
+)
+from scholaria_ops_tests.stores.qdrant_support import drop_everything, fast_sandbox, snapshots_left
+
+SET_ID = "20241001_020000"
+
+
+@pytest.fixture(scope="module")
+def box(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with fast_sandbox(tmp_path_factory.mktemp("box"), tools) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server(box: Sandbox) -> QdrantServer:
+    return box.qdrant(name="qdrant-live", api_key="the-key")
+
+
+@pytest.fixture
+def live(server: QdrantServer) -> Iterator[QdrantServer]:
+    """A server with one collection behind two aliases and one that is called by its own name. Nothing of ours may stay below snapshots."""
+    seed_two(server.connection)
+    yield server
+    assert not snapshots_left(server.connection)
+    assert not list((server.directory / "snapshots").rglob("*.snapshot"))
+    drop_everything(server.connection)
+
+
+@pytest.fixture
+def ctx(context_factory: ContextFactory) -> Context:
+    return context_factory()
+
+
+@pytest.fixture
+def source(live: QdrantServer, tmp_path: Path, ctx: Context) -> Source[QdrantEvidence]:
+    return taken(live.connection, tmp_path / "set", SET_ID, ctx)
+
+
+def restore(live: QdrantServer, source: Source[QdrantEvidence], notebook: FileNotebook, ctx: Context, **options: object) -> QdrantLive:
+    store = QdrantLive(live.connection, **options)  # type: ignore[arg-type]
+    plan = store.plan(source, ctx)
+    assert plan.objections == ()
+    store.stage(plan, source, notebook, ctx)
+    store.switch(plan, notebook, ctx)
+    store.finish(notebook, ctx)
+    return store
+
+
+def effects(plan: QdrantPlan) -> dict[tuple[str, str], int | None]:
+    return {(e.kind, e.what): e.count for e in plan.effects}
+
+
+def test_a_restore_brings_the_sets_points_back_under_every_name_and_undo_goes_back_and_forth(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    old = served(live.connection)
+    change(live.connection)
+    newer = served(live.connection)
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    plan = store.plan(source, ctx)
+    assert [(i.collection, i.case, i.plain, i.replaces) for i in plan.items] == [
+        (ALIASED, "alias", "", (ALIASED,)),
+        (PLAIN, "plain", PLAIN, (PLAIN,)),
+    ]
+    staged = store.stage(plan, source, notebook, ctx)
+    assert staged.counts == {ALIASED: 200, PLAIN: 100}
+    assert {name: served(live.connection).of(name) for name in newer.names} == newer.names, "what is served is left alone"
+    done = store.switch(plan, notebook, ctx)
+    assert done.lockout_s < 1.0
+    assert {name: served(live.connection).of(name) for name in (ALIAS, OTHER_ALIAS, PLAIN)} == {
+        name: old.of(name) for name in (ALIAS, OTHER_ALIAS, PLAIN)
+    }
+    assert store.switch(plan, notebook, ctx).kept == done.kept, "it may be repeated"
+    assert {kept.partition(",")[0] for kept in done.kept} == {f"collection {ALIASED}", f"collection {PLAIN}__before_{RESTORE_ID}"}
+    store.finish(notebook, ctx)
+    store.finish(notebook, ctx)
+    assert kept_collections(notebook.read()) == {ALIASED, f"{PLAIN}__before_{RESTORE_ID}"}
+    assert store.later_writes(notebook, ctx) == ()
+
+    change(live.connection, new=5, changed=2, gone=1)
+    written = served(live.connection)
+    later = {(e.kind, e.what): e.count for e in store.later_writes(notebook, ctx)}
+    assert later[("lost", f"collection {ALIASED}__{RESTORE_ID}: points")] == 7
+    assert later[("lost", f"collection {PLAIN}__{RESTORE_ID}: points")] == 7
+
+    store.undo(notebook, ctx)
+    assert {name: served(live.connection).of(name) for name in (ALIAS, OTHER_ALIAS, PLAIN)} == {
+        name: newer.of(name) for name in (ALIAS, OTHER_ALIAS, PLAIN)
+    }
+    assert store.later_writes(notebook, ctx) == ()
+    assert kept_collections(notebook.read()) == {f"{ALIASED}__{RESTORE_ID}", f"{PLAIN}__{RESTORE_ID}"}
+    store.undo(notebook, ctx)
+    assert {name: served(live.connection).of(name) for name in (ALIAS, PLAIN)} == {name: written.of(name) for name in (ALIAS, PLAIN)}
+
+    lines = store.discard(notebook, ctx)
+    assert len(lines) == 2
+    assert store.discard(notebook, ctx) == []
+    with Rest(live.connection) as rest:
+        assert collections_of(rest) == sorted([f"{ALIASED}__{RESTORE_ID}", f"{PLAIN}__{RESTORE_ID}"])
+    with pytest.raises(Refused, match="removed"):
+        store.roll_back(notebook, ctx)
+
+
+def test_rolling_back_from_staged_leaves_nothing_and_may_be_repeated(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    change(live.connection)
+    before = exactly(live.connection)
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    plan = store.plan(source, ctx)
+    assert store.roll_back(notebook, ctx) == []
+    store.stage(plan, source, notebook, ctx)
+    assert kept_collections(notebook.read()) == {f"{ALIASED}__{RESTORE_ID}", f"{PLAIN}__{RESTORE_ID}", f"{PLAIN}__before_{RESTORE_ID}"}
+    lines = store.roll_back(notebook, ctx)
+    assert len(lines) == 3
+    assert exactly(live.connection) == before
+    assert store.roll_back(notebook, ctx) == []
+    assert exactly(live.connection) == before
+    store.stage(store.plan(source, ctx), source, notebook, ctx)
+    store.roll_back(notebook, ctx)
+    assert exactly(live.connection) == before
+
+
+def test_rolling_back_from_switched_serves_what_was_served(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    change(live.connection)
+    before = served(live.connection)
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = restore(live, source, notebook, ctx)
+    store.roll_back(notebook, ctx)
+    store.roll_back(notebook, ctx)
+    now = served(live.connection)
+    assert {name: now.of(name) for name in before.names} == before.names
+    with Rest(live.connection) as rest:
+        assert aliases_of(rest) == {ALIAS: ALIASED, OTHER_ALIAS: ALIASED, PLAIN: f"{PLAIN}__before_{RESTORE_ID}"}
+        assert collections_of(rest) == sorted([ALIASED, f"{PLAIN}__before_{RESTORE_ID}"])
+    assert kept_collections(notebook.read()) == frozenset()
+
+
+def test_in_place_the_name_stays_a_collection_and_undo_goes_back_and_forth(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    old = served(live.connection)
+    change(live.connection)
+    newer = served(live.connection)
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = restore(live, source, notebook, ctx, in_place=True)
+    assert served(live.connection).of(PLAIN) == old.of(PLAIN)
+    with Rest(live.connection) as rest:
+        assert collections_of(rest) == sorted([ALIASED, f"{ALIASED}__{RESTORE_ID}", PLAIN, f"{PLAIN}__before_{RESTORE_ID}"])
+    assert kept_collections(notebook.read()) == {ALIASED, f"{PLAIN}__before_{RESTORE_ID}"}
+    change(live.connection, new=4, changed=0, gone=0)
+    written = served(live.connection)
+    assert ("lost", f"collection {PLAIN}: points", 4) in [(e.kind, e.what, e.count) for e in store.later_writes(notebook, ctx)]
+    store.undo(notebook, ctx)
+    assert served(live.connection).of(PLAIN) == newer.of(PLAIN)
+    assert store.later_writes(notebook, ctx) == ()
+    assert kept_collections(notebook.read()) == {f"{ALIASED}__{RESTORE_ID}", f"{PLAIN}__after_{RESTORE_ID}"}
+    with Rest(live.connection) as rest:
+        assert collections_of(rest) == sorted([ALIASED, f"{ALIASED}__{RESTORE_ID}", PLAIN, f"{PLAIN}__after_{RESTORE_ID}"])
+    store.undo(notebook, ctx)
+    assert served(live.connection).of(PLAIN) == written.of(PLAIN)
+    store.roll_back(notebook, ctx)
+    assert served(live.connection).of(PLAIN) == newer.of(PLAIN)
+    with Rest(live.connection) as rest:
+        assert collections_of(rest) == sorted([ALIASED, PLAIN])
+        assert aliases_of(rest) == {ALIAS: ALIASED, OTHER_ALIAS: ALIASED}
+
+
+def test_f47_into_an_empty_server_everything_comes_back_under_its_own_name_with_its_aliases(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    old = exactly(live.connection)
+    drop_everything(live.connection)
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    plan = store.plan(source, ctx)
+    assert {i.case for i in plan.items} == {"absent"}
+    assert effects(plan)[("back", f"collection {ALIASED}")] == 200
+    assert effects(plan)[("back", f"alias {ALIAS}")] is None
+    restore(live, source, notebook, ctx)
+    assert exactly(live.connection) == old
+    assert kept_collections(notebook.read()) == frozenset()
+    change(live.connection)
+    written = served(live.connection)
+    assert sum(e.count or 0 for e in store.later_writes(notebook, ctx) if e.kind == "lost") == 20
+    store.undo(notebook, ctx)
+    with Rest(live.connection) as rest:
+        assert collections_of(rest) == sorted([f"{ALIASED}__after_{RESTORE_ID}", f"{PLAIN}__after_{RESTORE_ID}"])
+        assert aliases_of(rest) == {}
+    store.undo(notebook, ctx)
+    assert served(live.connection) == written
+    store.roll_back(notebook, ctx)
+    assert exactly(live.connection).collections == {}
+
+
+def test_a_collection_deleted_by_mistake_comes_back_and_the_other_is_switched(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    old = served(live.connection)
+    with Rest(live.connection) as rest:
+        rest.delete(at(ALIASED))
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    plan = store.plan(source, ctx)
+    assert [(i.collection, i.case) for i in plan.items] == [(ALIASED, "absent"), (PLAIN, "plain")]
+    restore(live, source, notebook, ctx)
+    now = served(live.connection)
+    assert {name: now.of(name) for name in old.names} == old.names
+
+
+def test_the_application_through_an_alias_sees_no_error_and_by_a_plain_name_a_short_gap(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    plan = store.plan(source, ctx)
+    with Application(live.connection, (ALIAS, OTHER_ALIAS, PLAIN)).running() as application:
+        store.stage(plan, source, notebook, ctx)
+        done = store.switch(plan, notebook, ctx)
+        store.finish(notebook, ctx)
+    assert min(application.done.values()) > 20
+    assert application.failed.keys() <= {PLAIN}, application.said
+    assert application.gap(PLAIN) < 2.0
+    assert 0 < done.lockout_s < 2.0
+    assert all("404" in said for said in application.said)
+
+
+def test_writes_while_staging_are_in_the_way_back(live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context) -> None:
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    plan = store.plan(source, ctx)
+    with Application(live.connection, (PLAIN,), writes=True).running() as application:
+        store.stage(plan, source, notebook, ctx)
+    before = served(live.connection).of(PLAIN)
+    assert len(application.acknowledged[PLAIN]) > 5
+    done = store.switch(plan, notebook, ctx)
+    assert done.warnings == ()
+    store.undo(notebook, ctx)
+    assert served(live.connection).of(PLAIN) == before
+
+
+def test_a_plan_tells_exactly_what_is_lost_when_points_were_only_added(
+    live: QdrantServer, source: Source[QdrantEvidence], ctx: Context
+) -> None:
+    with Rest(live.connection) as rest:
+        rest.put(at("unrelated"), {"vectors": {"size": 2, "distance": "Dot"}})
+    same = QdrantLive(live.connection).plan(source, ctx)
+    assert not [e for e in same.effects if e.kind in {"lost", "back"}]
+    assert same.untouched == ("unrelated",)
+    change(live.connection, new=9, changed=0, gone=0)
+    more = effects(QdrantLive(live.connection).plan(source, ctx))
+    assert more[("lost", f"collection {ALIASED}: points")] == 9
+    assert ("back", f"collection {ALIASED}: points") not in more
+    assert ("changed", f"collection {PLAIN} becomes an alias") in more
+
+
+def test_a_plan_that_the_server_has_outgrown_is_refused(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    plan = store.plan(source, ctx)
+    with Rest(live.connection) as rest:
+        point(rest, ALIAS, PLAIN)
+        with pytest.raises(Refused, match="changed since"):
+            store.stage(plan, source, notebook, ctx)
+        point(rest, ALIAS, ALIASED)
+        before = exactly(live.connection)
+        store.stage(plan, source, notebook, ctx)
+        point(rest, ALIAS, PLAIN)
+        with pytest.raises(Refused, match=f"changed since.*alias {ALIAS}"):
+            store.switch(plan, notebook, ctx)
+        point(rest, ALIAS, ALIASED)
+        store.roll_back(notebook, ctx)
+    assert exactly(live.connection) == before
