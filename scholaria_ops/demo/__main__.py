@@ -101,6 +101,9 @@ def ui(place: Place) -> None:
             run_in_foreground(
                 [
                     sys.executable,
+                    # Dagster warns that `dagster dev` has a successor; nobody at this prompt can do anything about it.
+                    "-W",
+                    "ignore:::click.core",
                     "-m",
                     "dagster",
                     "dev",
