@@ -31,7 +31,8 @@ KEY_CLASSES: tuple[KeyClass, ...] = (
     KeyClass("rag_query", ("rag_query:*",), "drop", "answers of a few minutes' life, built from data of another time"),
     KeyClass(
         "celery",
-        ("celery", "unacked", "unacked_index", "unacked_mutex", "_kombu.binding.*"),
+        # Celery's queues of other priorities: the name, two separators and the priority.
+        ("celery", "celery\x06\x16*", "unacked", "unacked_index", "unacked_mutex", "_kombu.binding.*"),
         "park",
         "running old tasks again costs money and writes what was written already",
         tasks=True,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import threading
-from collections.abc import Mapping
+import time
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,8 +157,6 @@ class Application:
         assert not self._thread.is_alive()
 
     def _run(self) -> None:
-        import time
-
         with connect(self.connection) as wire:
             while not self._stop.is_set():
                 began = time.monotonic()
@@ -169,3 +170,21 @@ class Application:
                     problems.append("the keyspace was empty")
                 self.errors += problems
                 time.sleep(0.001)
+
+
+def die_in_child(work: Callable[[], object]) -> bool:
+    """Run ``work`` in a forked process; whether it was killed (SIGKILL). Any other bad end fails the test."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:  # noqa: BLE001 - the child's only way to tell
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert killed or os.waitstatus_to_exitcode(status) == 0, f"the child ended with status {status}"
+    return killed

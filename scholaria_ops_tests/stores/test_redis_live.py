@@ -130,14 +130,27 @@ def test_a_restore_serves_the_set_and_keeps_what_was_served(
     again = live.undo(notebook, context_factory())
     assert content(server) == before
     assert again.kept[0].startswith("redis_kept_1.rdb.gz")
-    live.undo(notebook, context_factory())
-    assert content(server) == now
+    assert live.undo(notebook, context_factory()).lockout_s == 0
+    assert content(server) == before
     assert live.discard(notebook, context_factory())
     assert live.discard(notebook, context_factory()) == []
-    assert content(server) == now
+    assert content(server) == before
+    assert list(notebook.directory.glob("*redis_kept*")) == []
+
+
+def test_what_was_discarded_cannot_be_undone(
+    server: RedisServer, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    live = RedisLive(server.connection)
+    plan = live.plan(source_of(backup), context_factory())
+    live.stage(plan, source_of(backup), notebook, context_factory())
+    live.switch(plan, notebook, context_factory())
+    assert any("emptied" in line for line in live.discard(notebook, context_factory()))
+    now = content(server)
+    assert {k.split(" ")[0] for k in now if " " in k} == {"0", "3"}
     with pytest.raises(Refused, match="nothing is kept"):
         live.undo(notebook, context_factory())
-    assert [p.name for p in notebook.directory.iterdir()] == ["notebook.json"] or not list(notebook.directory.glob("redis_kept*"))
+    assert content(server) == now
 
 
 @pytest.mark.parametrize("switched", [False, True], ids=["staged", "switched"])

@@ -18,6 +18,8 @@ _STAGED_FACTOR = 1.05
 #: Beside both copies: pages copied while a child saves or rewrites, buffers, and what the application adds meanwhile.
 _HEADROOM_FACTOR = 0.1
 _HEADROOM_BYTES = 8 << 20
+#: Commands of an append-only file against the memory of the same data: small keys take less, large values about as much.
+_COMMANDS_FACTOR = 1.2
 _GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -30,7 +32,7 @@ def headroom_bytes(info: ServerInfo, staged: int) -> int:
 
 
 def server_needs(connection: RedisConnection, info: ServerInfo, staged: int) -> list[Need]:
-    """Memory that the live server must have for the staged copy (bytes as measured in a scratch server)."""
+    """Memory and disk that the live server must have for the staged copy (bytes as measured in a scratch server)."""
     needed = staged_bytes(staged) + headroom_bytes(info, staged)
     needs = []
     if limit := info.number("maxmemory"):
@@ -38,9 +40,24 @@ def server_needs(connection: RedisConnection, info: ServerInfo, staged: int) -> 
         needs.append(
             Need(what=f"memory of Redis within its maxmemory ({limit:,} bytes)", needed_bytes=needed, free_bytes=max(0, limit - counted))
         )
-    what, free = _host_memory(connection, info)
+    pid = local_process(connection, info)
+    what, free = _host_memory(info, pid)
     needs.append(Need(what=what, needed_bytes=needed, free_bytes=free))
+    if info.aof or info.setting("save"):
+        needs.append(_disk(info, staged, pid))
     return needs
+
+
+def _disk(info: ServerInfo, staged: int, pid: int | None) -> Need:
+    """The staged data go through the append-only file; a save or rewrite writes both copies once more."""
+    what = "disk of the Redis server, for its append-only file and saves"
+    commands = int(staged * _COMMANDS_FACTOR) if info.aof else 0
+    needed = commands + info.number("used_memory_dataset") + staged
+    free: int | None = None
+    if pid is not None:
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(f"/proc/{pid}/cwd").free  # Redis works in its data directory
+    return Need(what=what, needed_bytes=needed, free_bytes=free)
 
 
 def local_needs(scratch: Path, *, staged: int, rdb: int, served: int) -> list[Need]:
@@ -51,8 +68,8 @@ def local_needs(scratch: Path, *, staged: int, rdb: int, served: int) -> list[Ne
     ]
 
 
-def _host_memory(connection: RedisConnection, info: ServerInfo) -> tuple[str, int | None]:
-    if pid := local_process(connection, info):
+def _host_memory(info: ServerInfo, pid: int | None) -> tuple[str, int | None]:
+    if pid is not None:
         free = available_memory()
         limited = group_free(_group_of(pid))
         if limited is not None and limited < free:

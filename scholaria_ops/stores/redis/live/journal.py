@@ -1,6 +1,6 @@
 """What is known of a restore across a crash: facts in the notebook, and one key on the server that cannot lie.
 
-A *crossing* exchanges what is served with what was staged: the restore is crossing 0, every undo is one more. Before
+A *crossing* exchanges what is served with what was staged: the restore is crossing 0, its undo is crossing 1. Before
 anything is staged, one key is put into a database of its own (the *ledger*); its value names the restore and the
 crossing. The transaction that swaps the databases renames it. So after any crash the server itself says on which side
 the staged data lie; once the crossing is over, the key is gone. (Renaming takes no memory: it works, and so does the

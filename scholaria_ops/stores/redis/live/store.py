@@ -9,7 +9,7 @@ from dataclasses import replace
 from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.catalogue.evidence.redis import RedisEvidence
 from scholaria_ops.connections import RedisConnection
-from scholaria_ops.errors import Refused, VerificationFailed
+from scholaria_ops.errors import OpsError, Refused, StoreError, VerificationFailed
 from scholaria_ops.profiles.scholaria import KeyAction
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Notebook, Source, Staged, Switched
@@ -123,11 +123,22 @@ class RedisLive:
                 begin(wire, crossing, journal)
             seconds, notes, warnings = send(self._link, scratch, crossing, expected, ctx)
             journal.open(crossing.with_(staged=True))
-        except BaseException:
-            crossings.take_back(self._link, journal, ctx)
+        except BaseException as exc:
+            self._clean_up(journal, ctx, exc)
             raise
         counts = {f"database {db}": n for db, n in expected.per_database().items()}
         return Staged(seconds, notes, {"keys": expected.total_keys, **counts}, warnings)
+
+    def _clean_up(self, journal: Journal, ctx: Context, cause: BaseException) -> None:
+        """Take back what was begun; where that fails too, both reasons are told."""
+        try:
+            crossings.take_back(self._link, journal, ctx)
+        except OpsError as exc:
+            raise StoreError(
+                f"{getattr(cause, 'message', cause)}; and what was staged could not be removed: {exc.message}",
+                store="redis",
+                hint="What is served was not touched. Mend the server, then roll back once more.",
+            ) from cause
 
     def switch(self, plan: RedisPlan, notebook: Notebook, ctx: Context) -> Switched:
         journal = Journal(notebook)
@@ -162,12 +173,13 @@ class RedisLive:
     def undo(self, notebook: Notebook, ctx: Context) -> Switched:
         journal = Journal(notebook)
         crossing = journal.crossing
-        if crossing is not None and crossing.number == 0:
-            crossings.finish(self._link, crossing, journal, ctx)  # refuses when nothing was switched
-            crossing = None
-        if crossing is not None and crossings.is_over(self._link, crossing, journal, ctx):
-            crossings.finish(self._link, crossing, journal, ctx)  # this undo was killed at its very end
+        if self._serves_before(crossing, journal, ctx):
             return Switched(0.0, {}, crossings.kept_lines(journal))
+        if crossing is not None and (crossing.number == 0 or crossings.is_over(self._link, crossing, journal, ctx)):
+            crossings.finish(self._link, crossing, journal, ctx)
+            if crossing.number:  # this undo was killed at its very end
+                return Switched(0.0, {}, crossings.kept_lines(journal))
+            crossing = None
         if crossing is not None and not crossing.staged:
             crossings.take_back(self._link, journal, ctx)  # this undo was killed while it staged
             crossing = None
@@ -182,6 +194,14 @@ class RedisLive:
         crossings.finish(self._link, crossings.under_way(journal), journal, ctx)
         seconds = {**switched.seconds, "keep": time.monotonic() - began}
         return replace(switched, seconds=seconds, kept=crossings.kept_lines(journal))
+
+    def _serves_before(self, crossing: Crossing | None, journal: Journal, ctx: Context) -> bool:
+        """Whether there is nothing to undo: never switched, or undone already."""
+        if crossing is None:
+            return journal.served == "before"
+        if crossing.number:
+            return False
+        return not (crossings.is_switched(self._link, crossing, journal, ctx) or crossings.is_over(self._link, crossing, journal, ctx))
 
     def _take_back_unswitched(self, journal: Journal, ctx: Context) -> None:
         crossing = journal.crossing

@@ -1,0 +1,576 @@
+"""What a live restore of Redis refuses, survives and names."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from scholaria_ops.cancel import CancelToken
+from scholaria_ops.errors import Cancelled, ConfigError, Refused, StoreError, StoreUnavailable, VerificationFailed
+from scholaria_ops.process import run
+from scholaria_ops.profiles.scholaria import KEY_CLASSES
+from scholaria_ops.sandbox.redis import RedisServer
+from scholaria_ops.sandbox.sandbox import Sandbox
+from scholaria_ops.sandbox.tools import Tools
+from scholaria_ops.stores.redis import load
+from scholaria_ops.stores.redis.info import look
+from scholaria_ops.stores.redis.live import RESTORE_RULES, RedisLive, RedisPlan
+from scholaria_ops.stores.redis.live.budget import group_free, headroom_bytes, staged_bytes
+from scholaria_ops.stores.redis.live.classes import Classes
+from scholaria_ops.stores.redis.live.journal import STAGED
+from scholaria_ops.stores.redis.live.tasks import UNREADABLE, decode
+from scholaria_ops.stores.redis.wire import connect
+from scholaria_ops_tests.conftest import ContextFactory
+from scholaria_ops_tests.stores.redis_live_support import Application, DiskNotebook, celery_message, content, grow, source_of
+from scholaria_ops_tests.stores.redis_support import DAY_MS, LIBRARY, Backup, commands, fill, now_ms, take, wait_until
+
+QUICK = {"repl-diskless-sync-delay": "0"}
+
+
+@pytest.fixture
+def box(tools: Tools, tmp_path: Path) -> Iterator[Sandbox]:
+    with Sandbox(tmp_path / "box", tools) as opened:
+        yield opened
+
+
+@pytest.fixture
+def backup(box: Sandbox, tmp_path: Path, context_factory: ContextFactory) -> Backup:
+    source = box.redis(name="source", config=QUICK)
+    fill(source, small=30)
+    backup = take(source, context_factory(), tmp_path / "set")
+    source.discard()
+    return backup
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> DiskNotebook:
+    return DiskNotebook(tmp_path / "notebook")
+
+
+def planned(live: RedisLive, backup: Backup, context_factory: ContextFactory) -> RedisPlan:
+    plan = live.plan(source_of(backup), context_factory())
+    assert plan.objections == ()
+    return plan
+
+
+def switched(live: RedisLive, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory) -> RedisPlan:
+    plan = planned(live, backup, context_factory)
+    live.stage(plan, source_of(backup), notebook, context_factory())
+    live.switch(plan, notebook, context_factory())
+    return plan
+
+
+def objection(server: RedisServer, backup: Backup, context_factory: ContextFactory) -> str:
+    plan = RedisLive(server.connection).plan(source_of(backup), context_factory())
+    assert plan.objections
+    assert plan.objections[0].hint
+    with pytest.raises(Refused):
+        RedisLive(server.connection).stage(plan, source_of(backup), DiskNotebook(backup.directory / "n"), context_factory())
+    return plan.objections[0].message
+
+
+@pytest.mark.parametrize("persistence", ["appendonly", "save"])
+def test_f36_what_was_restored_is_served_also_after_a_crash(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory, persistence: str
+) -> None:
+    kept = {"appendonly": "yes"} if persistence == "appendonly" else {"save": "3600 100000"}
+    server = box.redis(name="live", config={**QUICK, **kept})
+    grow(server)
+    before = content(server)
+    live = RedisLive(server.connection)
+    plan = planned(live, backup, context_factory)
+    live.stage(plan, source_of(backup), notebook, context_factory())
+    result = live.switch(plan, notebook, context_factory())
+    assert result.warnings == ()
+    now = content(server, range(5))
+    server.kill()
+    server.start()
+    assert content(server, range(5)) == now
+    assert now["0 b'counter'"][1] == b"42"
+    # The next one finds its way although the process is another: to the end, and back.
+    live.finish(notebook, context_factory())
+    server.kill()
+    server.start()
+    assert content(server) == {**now, "policy": before["policy"]}
+    live.undo(notebook, context_factory())
+    server.kill()
+    server.start()
+    assert content(server) == before
+
+
+def test_a_crash_of_the_server_between_switch_and_rolling_back_changes_nothing(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    server = box.redis(name="live", config={**QUICK, "appendonly": "yes", "maxmemory-policy": "allkeys-lru"})
+    grow(server)
+    before = content(server)
+    live = RedisLive(server.connection)
+    switched(live, backup, notebook, context_factory)
+    server.kill()
+    server.start()
+    live.roll_back(notebook, context_factory())
+    assert content(server) == before
+
+
+def test_a_restart_before_the_switch_makes_the_plan_void(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    server = box.redis(name="live", config={**QUICK, "appendonly": "yes"})
+    grow(server)
+    before = content(server)
+    live = RedisLive(server.connection)
+    plan = planned(live, backup, context_factory)
+    live.stage(plan, source_of(backup), notebook, context_factory())
+    server.kill()
+    server.start()
+    with pytest.raises(Refused, match="was restarted since"):
+        live.switch(plan, notebook, context_factory())
+    with pytest.raises(Refused, match="was restarted since"):
+        live.stage(plan, source_of(backup), DiskNotebook(notebook.directory / "other"), context_factory())
+    live.roll_back(notebook, context_factory())
+    assert content(server) == before
+
+
+def test_f38_beyond_the_budget_staging_is_refused_and_no_live_key_goes(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    server = box.redis(name="live", config={**QUICK, "maxmemory-policy": "allkeys-lru"})
+    commands(server, *(("SET", f"live:{i}", "x" * 1000) for i in range(3000)))
+    plan = planned(RedisLive(server.connection), backup, context_factory)
+    with connect(server.connection) as wire:
+        info = look(wire)
+    enough = info.number("used_memory") + staged_bytes(plan.staged_bytes) + headroom_bytes(info, plan.staged_bytes)
+    commands(server, ("CONFIG", "SET", "maxmemory", enough - 4_000_000))
+    before = content(server)
+    assert "do not fit" in objection(server, backup, context_factory)
+    assert f"{enough - 4_000_000:,}" in objection(server, backup, context_factory)
+    with pytest.raises(Refused, match="do not fit"):  # a plan from better times
+        RedisLive(server.connection).stage(plan, source_of(backup), notebook, context_factory())
+    assert content(server) == before
+    assert commands(server, ("INFO", "stats"))[0].count(b"evicted_keys:0\r\n") == 1
+    # With the room that the objection asks for it goes through, and still nothing was evicted.
+    hint = RedisLive(server.connection).plan(source_of(backup), context_factory()).objections[0].hint
+    commands(server, ("CONFIG", "SET", "maxmemory", int(hint.split("maxmemory ")[2].split(")")[0]) + 1_000_000))
+    live = RedisLive(server.connection)
+    with Application(server.connection, always=("live:0", "live:2999")) as application:
+        plan = planned(live, backup, context_factory)
+        live.stage(plan, source_of(backup), notebook, context_factory())
+    assert application.errors == []
+    assert commands(server, ("INFO", "stats"))[0].count(b"evicted_keys:0\r\n") == 1
+    live.roll_back(notebook, context_factory())
+    now = content(server)
+    assert {k: v for k, v in now.items() if "written:" not in k} == before
+
+
+def test_rolling_back_needs_no_memory(box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory) -> None:
+    server = box.redis(name="live", config={**QUICK, "maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"})
+    grow(server)
+    before = content(server)
+    live = RedisLive(server.connection)
+    switched(live, backup, notebook, context_factory)
+    commands(server, ("CONFIG", "SET", "maxmemory", "1mb"))
+    with pytest.raises(StoreError, match="OOM"):
+        commands(server, ("SET", "too:much", "x"))
+    live.roll_back(notebook, context_factory())
+    commands(server, ("CONFIG", "SET", "maxmemory", "100mb"))
+    after = content(server)
+    assert {**after, "functions": []} == {**before, "functions": []}
+
+
+def test_f37_keys_that_expire_while_they_are_staged_are_no_loss(
+    box: Sandbox, tmp_path: Path, notebook: DiskNotebook, context_factory: ContextFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = box.redis(name="source", config=QUICK)
+    fill(source, small=10)
+    soon = now_ms() + 6000
+    commands(source, *(("SET", f"soon:{i}", i, "PXAT", soon + i % 300) for i in range(300)))
+    backup = take(source, context_factory(), tmp_path / "set")
+    server = box.redis(name="live", config={**QUICK, "appendonly": "yes"})
+    live = RedisLive(server.connection)
+    plan = planned(live, backup, context_factory)
+    stage_into = load.stage_into
+
+    def slow(*arguments: object, **options: object) -> object:
+        staged = stage_into(*arguments, **options)  # type: ignore[arg-type]
+        time.sleep(max(0.0, (soon + 300) / 1000 - time.time()) + 0.2)
+        return staged
+
+    with monkeypatch.context() as patch:
+        patch.setattr(load, "stage_into", slow)
+        staged = live.stage(plan, source_of(backup), notebook, context_factory())
+    assert all(d.severity == "note" for d in staged.differences)
+    live.switch(plan, notebook, context_factory())
+    assert commands(server, ("EXISTS", "soon:1"), ("GET", "counter")) == [0, b"42"]
+    expiry = commands(source, ("PEXPIRETIME", "session:1"))[0]
+    assert commands(server, ("PEXPIRETIME", "session:1"))[0] == expiry
+
+
+def test_f39_functions_come_and_go_with_the_switch_and_acl_users_are_named(
+    box: Sandbox, tmp_path: Path, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    source = box.redis(name="source", config=QUICK)
+    commands(source, ("FUNCTION", "LOAD", LIBRARY), ("SET", "a", 1), ("ACL", "SETUSER", "celery", "on", ">x", "+@all", "~*"))
+    backup = take(source, context_factory(), tmp_path / "set")
+    server = box.redis(name="live", config=QUICK)
+    commands(server, ("FUNCTION", "LOAD", LIBRARY.replace("return 1", "return 3")))
+    live = RedisLive(server.connection)
+    plan = planned(live, backup, context_factory)
+    assert [(e.kind, e.what) for e in plan.effects if "function" in e.what or "ACL" in e.what] == [
+        ("changed", "function library lib"),
+        ("note", "ACL users celery"),
+    ]
+    live.stage(plan, source_of(backup), notebook, context_factory())
+    assert commands(server, ("FCALL", "f", 0)) == [3]
+    live.switch(plan, notebook, context_factory())
+    assert commands(server, ("FCALL", "f", 0)) == [1]
+    live.roll_back(notebook, context_factory())
+    assert commands(server, ("FCALL", "f", 0)) == [3]
+
+
+def test_f34_an_rdb_newer_than_the_server_is_refused_with_both_versions(
+    box: Sandbox, backup: Backup, context_factory: ContextFactory
+) -> None:
+    server = box.redis(name="live", config=QUICK)
+    grow(server)
+    before = content(server)
+    newer = backup.evidence.model_copy(update={"rdb_version": 99, "server_version": "12.0.0"})
+    backup.dump = type(backup.dump)(backup.dump.artifacts, newer, backup.dump.started_at, backup.dump.finished_at, {})
+    message = objection(server, backup, context_factory)
+    assert "12.0.0 (RDB version 99)" in message
+    assert server.version in message
+    assert content(server) == before
+
+
+def test_unfit_servers_are_objected_to(box: Sandbox, backup: Backup, context_factory: ContextFactory) -> None:
+    few = box.redis(name="few", config={**QUICK, "databases": "4"})
+    assert "too few databases (4)" in objection(few, backup, context_factory)
+    master = box.redis(name="master", config=QUICK)
+    replica = box.redis(name="replica", config={**QUICK, "replicaof": f"127.0.0.1 {master.port}"})
+    commands(replica, ("CONFIG", "SET", "masterauth", master.connection.password.get_secret_value()))
+    wait_until(lambda: b"connected_slaves:1" in commands(master, ("INFO", "replication"))[0], 60)
+    assert "1 replica(s)" in objection(master, backup, context_factory)
+    assert "is a replica" in objection(replica, backup, context_factory)
+
+
+def test_a_server_that_is_down_cannot_be_planned_for(box: Sandbox, backup: Backup, context_factory: ContextFactory) -> None:
+    server = box.redis(name="live", config=QUICK)
+    server.kill()
+    with pytest.raises(StoreUnavailable):
+        RedisLive(server.connection).plan(source_of(backup), context_factory())
+
+
+def test_a_user_without_the_rights_is_told_which_and_one_with_the_rules_restores(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    server = box.redis(name="live", config={**QUICK, "appendonly": "yes", "maxmemory-policy": "allkeys-lru"})
+    grow(server)
+    before = content(server)
+    commands(server, ("ACL", "SETUSER", "weak", "on", ">secret", "~*", "+@all", "-swapdb", "-config"))
+    weak = server.connection.model_copy(update={"username": "weak", "password": SecretStr("secret")})
+    plan = RedisLive(weak).plan(source_of(backup), context_factory())
+    assert "may not run SWAPDB, CONFIG GET, CONFIG SET" in plan.objections[0].message
+    assert RESTORE_RULES in plan.objections[0].hint
+    commands(server, ("ACL", "SETUSER", "restorer", "on", ">secret", *RESTORE_RULES.split()))
+    strong = RedisLive(server.connection.model_copy(update={"username": "restorer", "password": SecretStr("secret")}))
+    switched(strong, backup, notebook, context_factory)
+    strong.finish(notebook, context_factory())
+    strong.later_writes(notebook, context_factory())
+    strong.undo(notebook, context_factory())
+    assert content(server) == before
+
+
+def test_a_damaged_set_is_found_before_the_server_is_touched(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    server = box.redis(name="live", config={**QUICK, "maxmemory-policy": "allkeys-lru"})
+    grow(server)
+    before = content(server)
+    live = RedisLive(server.connection)
+    plan = planned(live, backup, context_factory)
+    rows = [row.model_copy(update={"fingerprint": "0" * 32}) if row.prefix == "session" else row for row in backup.evidence.keys]
+    other = backup.evidence.model_copy(update={"keys": tuple(rows)})
+    source = source_of(backup)
+    with pytest.raises(VerificationFailed, match="session"):
+        live.stage(plan, type(source)(source.set_id, source.directory, source.artifacts, other), notebook, context_factory())
+    assert content(server) == before
+    assert notebook.writes == 0
+
+
+def test_a_staged_copy_that_differs_is_removed(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = box.redis(name="live", config={**QUICK, "maxmemory-policy": "allkeys-lru"})
+    grow(server)
+    before = content(server)
+    live = RedisLive(server.connection)
+    plan = planned(live, backup, context_factory)
+    stage_into = load.stage_into
+
+    def spoil(*arguments: object, **options: object) -> object:
+        staged = stage_into(*arguments, **options)  # type: ignore[arg-type]
+        commands(server, ("SELECT", dict(plan.pairs)[3]), ("SET", "plain", "valuf"))
+        return staged
+
+    monkeypatch.setattr(load, "stage_into", spoil)
+    with pytest.raises(VerificationFailed, match="database 3, \\(no prefix\\)"):
+        live.stage(plan, source_of(backup), notebook, context_factory())
+    assert content(server) == before
+    assert live.roll_back(notebook, context_factory()) == []
+
+
+def test_a_cancelled_stage_leaves_nothing(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = box.redis(name="live", config={**QUICK, "maxmemory-policy": "allkeys-lru"})
+    grow(server)
+    before = content(server)
+    live = RedisLive(server.connection)
+    plan = planned(live, backup, context_factory)
+    token = CancelToken()
+    stage_into = load.stage_into
+
+    def cancelled(*arguments: object, **options: object) -> object:
+        threading.Timer(0.05, token.cancel, ["enough"]).start()
+        staged = stage_into(*arguments, **options)  # type: ignore[arg-type]
+        token.wait(10)
+        return staged
+
+    monkeypatch.setattr(load, "stage_into", cancelled)
+    with pytest.raises(Cancelled):
+        live.stage(plan, source_of(backup), notebook, context_factory(cancel=token))
+    assert content(server) == before
+
+
+def test_functions_that_the_server_refuses_are_taken_back_with_everything_else(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    server = box.redis(name="live", config={**QUICK, "appendonly": "yes"})
+    grow(server)
+    before = content(server)
+    live = RedisLive(server.connection)
+    plan = planned(live, backup, context_factory)
+    live.stage(plan, source_of(backup), notebook, context_factory())
+    (notebook.directory / "redis_functions_0.json").write_text(json.dumps(["bm90IGEgbGlicmFyeQ=="]))
+    with pytest.raises(StoreError, match="swap the databases"):
+        live.switch(plan, notebook, context_factory())
+    live.roll_back(notebook, context_factory())
+    assert content(server) == before
+
+
+def test_what_is_kept_and_was_changed_is_refused_before_anything_is_touched(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    server = box.redis(name="live", config={**QUICK, "appendonly": "yes"})
+    grow(server)
+    live = RedisLive(server.connection)
+    switched(live, backup, notebook, context_factory)
+    live.finish(notebook, context_factory())
+    now = content(server)
+    path = notebook.directory / "redis_kept_0.rdb.gz"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(Refused, match="is not the file that was written"):
+        live.undo(notebook, context_factory())
+    path.unlink()
+    with pytest.raises(Refused, match="is gone"):
+        live.undo(notebook, context_factory())
+    assert content(server) == now
+
+
+def test_what_is_kept_loads_by_hand(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory, tmp_path: Path
+) -> None:
+    import gzip
+
+    server = box.redis(name="live", config={**QUICK, "appendonly": "yes"})
+    grow(server)
+    before = content(server)
+    live = RedisLive(server.connection)
+    switched(live, backup, notebook, context_factory)
+    live.finish(notebook, context_factory())
+    raw = tmp_path / "dump.rdb"
+    raw.write_bytes(gzip.decompress((notebook.directory / "redis_kept_0.rdb.gz").read_bytes()))
+    assert content(box.redis(name="by-hand", rdb=raw)) == before
+
+
+def test_two_restores_do_not_meet(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory, tmp_path: Path
+) -> None:
+    server = box.redis(name="live", config={**QUICK, "appendonly": "yes"})
+    grow(server)
+    live = RedisLive(server.connection)
+    first = planned(live, backup, context_factory)
+    live.stage(first, source_of(backup), notebook, context_factory())
+    second = DiskNotebook(tmp_path / "second", "20260203_090909")
+    with pytest.raises(Refused, match="left unfinished"):
+        live.stage(first, source_of(backup), second, context_factory())
+    live.switch(first, notebook, context_factory())
+    with pytest.raises(Refused, match="has been switched already"):
+        live.stage(first, source_of(backup), notebook, context_factory())
+    assert live.roll_back(second, context_factory()) == []
+    assert commands(server, ("GET", "counter"))[0] == b"42"
+
+
+def test_a_server_that_lost_everything_in_between_is_not_called_rolled_back(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    server = box.redis(name="live", config=QUICK)
+    grow(server)
+    live = RedisLive(server.connection)
+    switched(live, backup, notebook, context_factory)
+    commands(server, ("FLUSHALL",))
+    with pytest.raises(StoreError, match="holds nothing"):
+        live.roll_back(notebook, context_factory())
+
+
+def test_staged_data_without_their_marker_are_left_for_people(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    server = box.redis(name="live", config=QUICK)
+    live = RedisLive(server.connection)
+    plan = planned(live, backup, context_factory)
+    live.stage(plan, source_of(backup), notebook, context_factory())
+    commands(server, ("SELECT", plan.ledger), ("DEL", STAGED))
+    with pytest.raises(Refused, match="nothing is staged"):
+        live.switch(plan, notebook, context_factory())
+    with pytest.raises(StoreError, match="cannot be told"):
+        live.roll_back(notebook, context_factory())
+
+
+def test_a_switch_before_staging_and_an_end_before_the_switch_are_refused(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    server = box.redis(name="live", config=QUICK)
+    live = RedisLive(server.connection)
+    plan = planned(live, backup, context_factory)
+    with pytest.raises(Refused, match="Stage it first"):
+        live.switch(plan, notebook, context_factory())
+    live.stage(plan, source_of(backup), notebook, context_factory())
+    with pytest.raises(Refused, match="has not been switched"):
+        live.finish(notebook, context_factory())
+    assert live.undo(notebook, context_factory()).lockout_s == 0
+    commands(server, ("SELECT", dict(plan.pairs)[0]), ("DEL", "topics", "scores", "profile:1", "counter"))
+    with pytest.raises(Refused, match="that never expire were staged"):
+        live.switch(plan, notebook, context_factory())
+
+
+def test_every_class_of_keys_is_switchable(box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory) -> None:
+    server = box.redis(name="live", config=QUICK)
+    live = RedisLive(
+        server.connection, key_actions={"sessions": "drop", "rag_query": "restore", "celery": "drop", "embedding_cache": "park"}
+    )
+    switched(live, backup, notebook, context_factory)
+    names = commands(server, ("KEYS", "*"))[0]
+    assert b"session:1" not in names
+    assert b"celery" not in names
+    assert not any(name.startswith(b"embedding_cache") for name in names)
+    assert sum(name.startswith(b"parked:20260203_040506:embedding_cache:ns:") for name in names) == 20
+    assert b"celery-task-meta-3f2b8c1e-0000-4000-8000-123456789abc" in names
+    expiries = commands(server, *(("PTTL", name) for name in names if name.startswith(b"parked:")))
+    assert min(expiries) > 29 * DAY_MS
+    for wrong in ({"none": "drop"}, {"sessions": "sell"}):
+        with pytest.raises(ConfigError, match="no class of Redis keys"):
+            RedisLive(server.connection, key_actions=wrong)  # type: ignore[arg-type]
+
+
+def test_the_first_class_that_matches_counts() -> None:
+    classes = Classes()
+    names = {
+        key: entry.name if (entry := classes.of(key)) else None
+        for key in (b"celery", b"celery\x06\x163", b"celery-task-meta-1", b"celeryx")
+    }
+    assert names == {b"celery": "celery", b"celery\x06\x163": "celery", b"celery-task-meta-1": "celery_results", b"celeryx": None}
+    assert {c.name for c in KEY_CLASSES} == set(classes.actions)
+
+
+def test_tasks_are_read_whatever_they_look_like() -> None:
+    task = decode(
+        0, "celery", celery_message("app.ingest", "u-1", [41, "42", {"ids": [43, True]}], {"context_id": "44", "n": 1.5}).encode()
+    )
+    assert (task.name, task.id, task.mentions) == ("app.ingest", "u-1", (41, 42, 43, 44))
+    assert task.args.startswith("41, '42'")
+    unacked = json.dumps([json.loads(celery_message("app.ingest", "u-2", [7])), "", "celery"])
+    assert decode(0, "unacked", unacked.encode()).mentions == (7,)
+    old = json.dumps({"body": json.dumps({"task": "t", "id": "u-3", "args": [5], "kwargs": {}}), "headers": {}, "properties": {}})
+    assert decode(0, "celery", old.encode()).id == "u-3"
+    for nonsense in (b"task 7", b"\xff\x00", b"[]", b"null", b'{"body": "%%", "properties": {"body_encoding": "base64"}}', b"3"):
+        assert decode(0, "celery", nonsense).name == UNREADABLE
+
+
+def test_the_tightest_limit_of_the_control_groups_counts(tmp_path: Path) -> None:
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    for place, limit, used in ((tmp_path / "a", "1000", "700"), (inner, "max", "650")):
+        (place / "memory.max").write_text(f"{limit}\n")
+        (place / "memory.current").write_text(f"{used}\n")
+        (place / "memory.stat").write_text("anon 1\ninactive_file 50\n")
+    assert group_free(inner, tmp_path) == 350
+    assert group_free(None) is None
+    assert group_free(tmp_path, tmp_path) is None
+
+
+def test_a_switch_that_cannot_be_made_durable_fails_and_is_rolled_back(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    server = box.redis(name="live", config={**QUICK, "save": "3600 100000"})
+    grow(server)
+    before = content(server)
+    live = RedisLive(server.connection, sync_mode="socket")
+    plan = planned(live, backup, context_factory)
+    live.stage(plan, source_of(backup), notebook, context_factory())
+    # Its directory takes no new file any more: what it would save is lost at the next restart.
+    data = server.directory / "data"
+    shutil.rmtree(data)
+    with pytest.raises(StoreError, match="BGSAVE failed"):
+        live.switch(plan, notebook, context_factory())
+    data.mkdir(mode=0o777)
+    data.chmod(0o777)
+    commands(server, ("CONFIG", "SET", "dir", str(data)), ("BGSAVE",))
+    wait_until(lambda: b"rdb_last_bgsave_status:ok" in commands(server, ("INFO", "persistence"))[0], 30)
+    live.roll_back(notebook, context_factory())
+    assert content(server) == before
+
+
+def _small_disk(place: Path, size: int) -> bool:
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", str(place)]
+    return os.geteuid() == 0 and run(command, check=False).returncode == 0
+
+
+def test_a_disk_that_fills_while_data_come_in_leaves_the_served_data_alone(
+    box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Path("/var/tmp") / f"small-{tmp_path.name}-{os.getpid()}"  # noqa: S108 - the servers' account must reach it
+    if not _small_disk(disk, 400_000):
+        disk.rmdir()
+        pytest.skip("needs a file system of its own, which only root can mount")
+    server = box.redis(name="live", config={**QUICK, "appendonly": "yes", "dir": str(disk), "auto-aof-rewrite-percentage": "0"})
+    try:
+        grow(server)
+        before = content(server)
+        live = RedisLive(server.connection, sync_mode="socket")
+        plan = live.plan(source_of(backup), context_factory())
+        assert "disk of the Redis server" in plan.objections[0].message
+        unaware = plan.model_copy(update={"objections": ()})
+        monkeypatch.setattr("scholaria_ops.stores.redis.live.budget.local_process", lambda *_: None)
+        filler = disk / "filler"
+        filler.write_bytes(b"x" * 300_000)
+        with pytest.raises(StoreError, match="No space left"):
+            live.stage(unaware, source_of(backup), notebook, context_factory())
+        assert commands(server, ("GET", "counter"))[0] == b"43"
+        filler.unlink()
+        wait_until(lambda: b"aof_last_write_status:ok" in commands(server, ("INFO", "persistence"))[0], 30)
+        live.roll_back(notebook, context_factory())
+        assert content(server) == before
+    finally:
+        server.kill()
+        run(["umount", str(disk)])
+        disk.rmdir()
