@@ -86,19 +86,26 @@ def switch(link: Link, crossing: Crossing, journal: Journal, ctx: Context) -> Sw
 
 def _refuse_incomplete(wire: Wire, crossing: Crossing, journal: Journal) -> None:
     """What was compared must still be there: keys that never expire cannot have become fewer."""
-    held = look(wire, config=False).keyspace
+    info = look(wire, config=False)
     lasting: dict[int, int] = {}
     for row in journal.get_evidence(crossing.expected).keys:
         if row.expires_before is None:
             lasting[row.db] = lasting.get(row.db, 0) + row.keys
     for db, n in lasting.items():
         spare = crossing.spares[db]
-        if held.get(spare, 0) < n:
+        held = _without_expiry(info.info.get(f"db{spare}", ""))
+        if held < n:
             raise Refused(
-                f"database {spare} of Redis at {wire.where} holds {held.get(spare, 0):,} keys, {n:,} that never expire were staged there",
+                f"database {spare} of Redis at {wire.where} holds {held:,} keys that never expire, {n:,} were staged there",
                 store="redis",
                 hint="Somebody removed some, or the server was restarted: roll back and begin again.",
             )
+
+
+def _without_expiry(keyspace: str) -> int:
+    """From INFO's ``keys=120,expires=100,avg_ttl=0``."""
+    fields = dict(part.split("=", 1) for part in keyspace.split(",") if "=" in part)
+    return int(fields.get("keys", 0)) - int(fields.get("expires", 0))
 
 
 def _with_new_databases(wire: Wire, crossing: Crossing) -> Crossing:
@@ -121,19 +128,19 @@ def take_back(link: Link, journal: Journal, ctx: Context) -> list[str]:
     lines = []
     with link.wire(ctx) as wire:
         marker = marker_of(wire, crossing, journal)
-        late_functions = None
         if marker is None:
             _refuse_unmarked(wire, crossing)
         else:
             if marker.switched:
-                late_functions = _swap_back(wire, crossing, journal.get_code(crossing.functions_before))
+                _swap_back(wire, crossing, journal.get_code(crossing.functions_before))
                 lines.append(f"Redis at {wire.where}: database(s) {_list(crossing.spares)} serve again what they served before")
             held = look(wire, config=False).keyspace
             staged = sum(held.get(db, 0) for db in crossing.spares.values())
             empty(wire, crossing.spares.values(), crossing.ledger)
             lines.append(f"Redis at {wire.where}: {staged:,} staged keys removed from database(s) {_list(crossing.spares.values())}")
-        if late_functions is not None:
-            transaction(wire, change_functions(wire, late_functions), "take its functions back")
+        # Before the policy: loading code must not evict keys.
+        if crossing.functions_before and (late := change_functions(wire, journal.get_code(crossing.functions_before))):
+            transaction(wire, late, "take its functions back")
         if line := put_policy_back(wire, crossing.policy):
             lines.append(line)
     link.durable(ctx)
@@ -142,16 +149,14 @@ def take_back(link: Link, journal: Journal, ctx: Context) -> list[str]:
     return lines
 
 
-def _swap_back(wire: Wire, crossing: Crossing, code: list[bytes]) -> list[bytes] | None:
-    """Swap and put functions back; returns them where the server has no memory for them yet."""
+def _swap_back(wire: Wire, crossing: Crossing, code: list[bytes]) -> None:
+    """Swap and put functions back; without these where the server has no memory for them yet."""
     try:
         exchange(wire, crossing, code, back=True)
     except StoreError as exc:
         if "OOM" not in exc.message:
             raise
         exchange(wire, crossing, None, back=True)
-        return code
-    return None
 
 
 def _refuse_unmarked(wire: Wire, crossing: Crossing) -> None:
