@@ -19,6 +19,7 @@ from scholaria_ops.pipeline.metadata import Metadata, table
 from scholaria_ops.pipeline.resources import Estate
 
 HEALTH = dg.AssetKey(["health", "report"])
+_SIGNS = {"ok": "✔", "warning": "⚠", "critical": "✖"}
 _MARKS = {"ok": "ok", "warning": "⚠ warning", "critical": "✖ critical"}
 
 
@@ -47,7 +48,8 @@ def check_results(report: HealthReport) -> Iterator[dg.AssetCheckResult]:
     """One Dagster check result per check: red for critical, yellow for a warning."""
     for name in CHECKS:
         findings = report.of(name)
-        level = findings[0].level if findings else "ok"
+        # A check that said nothing was not made: that is no good news.
+        level = findings[0].level if findings else "warning"
         said = "; ".join(f.what for f in findings if f.level == level) or "not looked at"
         yield dg.AssetCheckResult(
             asset_key=HEALTH,
@@ -70,13 +72,8 @@ def _check_metadata(findings: list[Finding]) -> Metadata:
 
 
 def _row(finding: Finding) -> dict[str, str | int | float | bool]:
-    return {
-        "level": _MARKS[finding.level],
-        "check": finding.check,
-        "what": finding.what,
-        "since": f"{finding.since:%Y-%m-%d %H:%M} UTC" if finding.since else "",
-        "next step": finding.next_step,
-    }
+    since = f" (since {finding.since:%Y-%m-%d %H:%M} UTC)" if finding.since and finding.level != "ok" else ""
+    return {"check": f"{_SIGNS[finding.level]} {finding.check}", "what": f"{finding.what}{since}", "next step": finding.next_step}
 
 
 def health_metadata(report: HealthReport) -> Metadata:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 from scholaria_ops.errors import OpsError
-from scholaria_ops.operations.health import outside, place, running, sets
+from scholaria_ops.operations.health import outside, place, running, sets, telling
 from scholaria_ops.operations.health.findings import CHECKS, Finding, HealthReport
 from scholaria_ops.operations.health.running import Dispatcher
 from scholaria_ops.operations.inventory import missing_here
@@ -34,6 +34,7 @@ def check_health(services: Services, dispatcher: Dispatcher | OpsError) -> Healt
         findings += _safely("leftovers", lambda: place.leftovers(services, now))
         findings += _safely("lock", lambda: place.lock(services, now))
         findings += _safely("tools", lambda: outside.tools(services))
+        findings += _safely("alerts", lambda: telling.alerts(services))
         found, of_sets = _sets(services, now)
         findings += of_sets
         findings += _dagster(services, dispatcher, now)
@@ -63,7 +64,8 @@ def _sets(services: Services, now: datetime) -> tuple[Look | None, list[Finding]
         standing = standing_of(found, now)
     except (OpsError, OSError) as exc:
         message, hint = (exc.message, exc.hint) if isinstance(exc, OpsError) else (str(exc), "")
-        return None, [Finding(c, "critical", f"the catalogue cannot be read: {message}", next_step=hint) for c in _OF_SETS]
+        others = [Finding(c, "critical", "cannot be judged while the catalogue cannot be read") for c in _OF_SETS if c != "catalogue"]
+        return None, [Finding("catalogue", "critical", f"cannot be read: {message}", next_step=hint), *others]
     findings: list[Finding] = []
     for check, judge in _judges(services, found, standing).items():
         findings += _safely(check, judge)

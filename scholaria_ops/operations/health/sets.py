@@ -23,19 +23,21 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """From when on the newest thing must be. ``due`` is the scheduled time that it should answer."""
+    """From when on the newest thing must be, and since when it is missed if it is not."""
 
     not_before: datetime
+    since: datetime
     said: str
 
 
 def limit(cron: str, max_age_h: float | None, now: datetime, settings: Settings) -> Limit | None:
     """The limit of one schedule: an age that is set, else the last tick that lies longer back than the grace; None if there was none."""
     if max_age_h is not None:
-        return Limit(now - timedelta(hours=max_age_h), f"at most {max_age_h:g} h old")
+        oldest = now - timedelta(hours=max_age_h)
+        return Limit(oldest, oldest, f"to be at most {max_age_h:g} h old")
     grace = timedelta(hours=settings.health_grace_h)
     due = Cron.parse(cron).last_before(now - grace, settings.timezone)
-    return Limit(due - _EARLY, f"due at {due.astimezone(settings.timezone):%Y-%m-%d %H:%M %Z}") if due else None
+    return Limit(due - _EARLY, due, f"due at {due.astimezone(settings.timezone):%Y-%m-%d %H:%M %Z}") if due else None
 
 
 def tier_limit(tier: Tier, now: datetime, settings: Settings) -> Limit | None:
@@ -136,7 +138,7 @@ def _tier(standing: Standing, settings: Settings, what: Literal["verified", "off
         what,
         "critical",
         f"{tier}: {have}, and one was {wanted.said}{why}",
-        wanted.not_before,
+        wanted.since,
         "See what became of the runs (the checks `schedules`, `daemon` and `stores` here, and the run in Dagster), then take one: "
         f"`scholaria-ops backup --tier {tier}`."
         if what == "verified"
@@ -179,7 +181,7 @@ def rehearsed(standing: Standing, settings: Settings) -> Iterator[Finding]:
                 "rehearsed",
                 "critical",
                 f"the last proof, of {last.id}, is {_age(age)} old, and a rehearsal was {wanted.said}",
-                wanted.not_before,
+                wanted.since,
                 "Rehearse: `scholaria-ops rehearse`, and see why the schedule did not (the check `schedules` here).",
                 {"proof_age_s": round(age)},
             )
