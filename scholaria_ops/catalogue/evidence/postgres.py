@@ -70,6 +70,8 @@ class DatabaseEvidence(Model):
     """Properties of the database itself. ``settings``: name, or ``role/name`` for one role in this database, → value."""
 
     name: str
+    #: ``pg_database.oid``: tells a database from another one that bore its name later.
+    oid: int | None = None
     owner: str
     encoding: str
     #: ``libc``, ``icu`` or ``builtin``.
@@ -140,6 +142,10 @@ class PostgresEvidence(StoreEvidence):
     #: The exported snapshot that the dump and every measurement used.
     snapshot: str = ""
     in_recovery: bool = False
+    #: Oldest transaction that was still open at the cut (64 bits): what is now in the same database with an older ``xmin``
+    #: was in the cut as it is. Holds on the same ``timeline`` only (None on a replica, which has none of its own).
+    oldest_transaction: int | None = None
+    timeline: int | None = None
     database: DatabaseEvidence
     tables: Mapping[str, TableEvidence]
     sequences: Mapping[str, SequenceValue]

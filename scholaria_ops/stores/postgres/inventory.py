@@ -105,6 +105,7 @@ def database(session: Session) -> DatabaseEvidence:
     used = {name for (name,) in session.rows("SELECT DISTINCT t.spcname FROM pg_class c JOIN pg_tablespace t ON t.oid = c.reltablespace")}
     return DatabaseEvidence(
         name=name,
+        oid=oid,
         owner=owner,
         encoding=encoding,
         provider=provider,

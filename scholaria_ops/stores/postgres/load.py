@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ class Load:
     jobs: int = 2
     #: Subscriptions would pull data from the live publisher: only a restore of the live system wants them.
     subscriptions: bool = False
+    #: Object id of the database that is made (servers from 15 on); by default the server chooses one.
+    oid: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -120,13 +122,26 @@ def load_set(directory: Path, artifacts: Sequence[Artifact], load: Load, *, repl
     return load.done()
 
 
-def load_roles(path: Path, load: Load) -> None:
-    """Create the roles that the target lacks, with their memberships. A role that exists keeps what it has."""
-    with load.phase("roles"), open_session(load.connection, cancel=load.ctx.cancel) as session:
-        existing = frozenset(name for (name,) in session.rows("SELECT rolname::text FROM pg_roles"))
+def load_roles(path: Path, load: Load, *, session: Session | None = None, made: Callable[[Mapping[str, int]], None] | None = None) -> None:
+    """Create the roles that the target lacks, with their memberships, all or none. A role that exists keeps what it has.
+
+    ``made`` is told the created roles and their object ids before anybody else can see them. ``session`` is used instead
+    of a new one, if given.
+    """
+    with load.phase("roles"), _session(load, session) as using:
+        existing = frozenset(name for (name,) in using.rows("SELECT rolname::text FROM pg_roles"))
         todo = plan(path.read_text("utf-8"), existing, load.evidence.bootstrap_role)
-        for statement in todo.run:
-            _run(session, statement)
+        using.execute("BEGIN")
+        try:
+            for statement in todo.run:
+                _run(using, statement)
+            if made and todo.created:
+                made(dict(using.rows("SELECT rolname::text, oid FROM pg_roles WHERE rolname = ANY (%s)", (list(todo.created),))))
+        except BaseException:
+            with contextlib.suppress(OpsError):  # a broken connection has rolled back already
+                using.execute("ROLLBACK")
+            raise
+        using.execute("COMMIT")
     kept = sorted(set(todo.kept) - {load.connection.user})
     if kept:
         load.warnings.append(f"roles that were there already and kept their passwords and attributes: {', '.join(kept)}")
@@ -136,28 +151,33 @@ def load_roles(path: Path, load: Load) -> None:
         load.warnings.append("the set has no password hashes: give the created roles passwords")
 
 
-def load_archive(archive: Path, load: Load) -> None:
+def load_archive(archive: Path, load: Load, *, session: Session | None = None) -> None:
     """Create ``load.dbname`` and fill it from ``archive``, whose digest the caller has checked.
 
-    The database is dropped again if anything fails. Raises :class:`Refused` if it exists already.
+    The database is dropped again if anything fails. Raises :class:`Refused` if it exists already. ``session`` is used
+    instead of a new one, if given.
     """
-    with open_session(load.connection, cancel=load.ctx.cancel) as session:
-        _require_absent(session, load.dbname)
+    with _session(load, session) as using:
+        _require_absent(using, load.dbname)
         try:
             with load.phase("create"):
-                _create(session, load)
+                _create(using, load)
             load.ctx.progress.start(TASK, unit="bytes")
             with load.phase("data"):
                 _pg_restore(archive, load)
             with load.phase("properties"):
                 for statement in database_statements(archive, load):
-                    _run(session, statement)
+                    _run(using, statement)
             with load.phase("analyze"), open_session(load.connection.with_db(load.dbname), cancel=load.ctx.cancel) as inside:
                 inside.execute("ANALYZE")
         except BaseException:
             _drop(load)
             raise
     load.ctx.progress.finish(TASK, f"{load.evidence.rows:,} rows in {sum(load.seconds.values()):.1f} s")
+
+
+def _session(load: Load, given: Session | None) -> contextlib.AbstractContextManager[Session]:
+    return contextlib.nullcontext(given) if given else open_session(load.connection, cancel=load.ctx.cancel)
 
 
 def _drop_if_empty(session: Session, load: Load) -> None:
@@ -194,19 +214,20 @@ def _require_absent(session: Session, dbname: str) -> None:
 def _create(session: Session, load: Load) -> None:
     database = load.evidence.database
     try:
-        _run(session, _create_statement(load.dbname, database))
+        _run(session, _create_statement(load.dbname, database, load.oid))
     except _ServerSaid as exc:
         if exc.sqlstate not in _NO_SUCH_LOCALE:
             raise
-        instead = _create_with_another_locale(session, load.dbname, database.encoding)
+        instead = _create_with_another_locale(session, load, database.encoding)
         load.warnings.append(
             f"the target does not offer the locale {database.locale or database.collate} ({database.provider}); {instead} is used,"
             " so text may sort differently"
         )
 
 
-def _create_statement(dbname: str, database: DatabaseEvidence) -> str:
+def _create_statement(dbname: str, database: DatabaseEvidence, oid: int | None) -> str:
     options = [
+        *_with_oid(oid),
         f"ENCODING = {_literal(database.encoding)}",
         f"LC_COLLATE = {_literal(database.collate)}",
         f"LC_CTYPE = {_literal(database.ctype)}",
@@ -217,13 +238,17 @@ def _create_statement(dbname: str, database: DatabaseEvidence) -> str:
     return f"CREATE DATABASE {quoted(dbname)} TEMPLATE = template0 {' '.join(options)}"
 
 
-def _create_with_another_locale(session: Session, dbname: str, encoding: str) -> str:
+def _with_oid(oid: int | None) -> list[str]:
+    return [] if oid is None else [f"OID = {oid:d}"]
+
+
+def _create_with_another_locale(session: Session, load: Load, encoding: str) -> str:
     provider = " LOCALE_PROVIDER = libc" if session.major >= 15 else ""
     for locale in _LOCALES_INSTEAD:
         name = _literal(locale)
-        statement = f"CREATE DATABASE {quoted(dbname)} TEMPLATE = template0 ENCODING = {_literal(encoding)}"
+        statement = f"CREATE DATABASE {quoted(load.dbname)} TEMPLATE = template0 ENCODING = {_literal(encoding)}"
         try:
-            _run(session, f"{statement}{provider} LC_COLLATE = {name} LC_CTYPE = {name}")
+            _run(session, " ".join([f"{statement}{provider} LC_COLLATE = {name} LC_CTYPE = {name}", *_with_oid(load.oid)]))
         except _ServerSaid as exc:
             if exc.sqlstate not in _NO_SUCH_LOCALE or locale == _LOCALES_INSTEAD[-1]:
                 raise
@@ -285,7 +310,9 @@ def _drop(load: Load) -> None:
     """Remove what this load made; its own failure must not hide the first one, so it is only told."""
     try:
         with open_session(load.connection) as session:
-            _run(session, f"DROP DATABASE IF EXISTS {quoted(load.dbname)} WITH (FORCE)")
+            mine = session.rows("SELECT 1 FROM pg_database WHERE datname = %s AND oid = coalesce(%s::oid, oid)", (load.dbname, load.oid))
+            if mine:
+                _run(session, f"DROP DATABASE {quoted(load.dbname)} WITH (FORCE)")
     except OpsError as exc:
         load.ctx.log.warning("could not remove the half-loaded database %s at %s: %s", load.dbname, load.connection.where, exc.message)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 from scholaria_ops.cancel import CancelToken
 from scholaria_ops.catalogue.evidence.postgres import LargeObjects, PostgresEvidence, SequenceValue, TableEvidence, TableKind
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from psycopg.sql import Composed
 
 TASK = "postgres: evidence"
+#: Of the log that is being written: it changes when a replica is promoted and when a server goes back in time.
+TIMELINE: LiteralString = (
+    "CASE WHEN pg_is_in_recovery() THEN NULL ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END"
+)
 _SEQUENCES_PER_QUERY = 100
 _TABLES_PER_LOCK = 200
 _LOCK_ATTEMPTS = 5
@@ -33,6 +37,8 @@ class Cut:
     at: datetime
     lsn: str
     in_recovery: bool
+    oldest_transaction: int | None = None
+    timeline: int | None = None
 
 
 def begin_snapshot(session: Session, *, lock: bool = False) -> None:
@@ -62,11 +68,12 @@ def begin_snapshot(session: Session, *, lock: bool = False) -> None:
 
 def take_snapshot(session: Session) -> Cut:
     """Fix what this transaction sees from now on, and export it for the dump. One round trip."""
-    snapshot, recovering, lsn = session.one(
+    snapshot, recovering, lsn, oldest, timeline = session.one(
         "SELECT pg_export_snapshot(), pg_is_in_recovery(),"
-        " CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"
+        " CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text,"
+        " pg_snapshot_xmin(pg_current_snapshot())::text::bigint, " + TIMELINE
     )
-    return Cut(snapshot, datetime.now(UTC), lsn, recovering)
+    return Cut(snapshot, datetime.now(UTC), lsn, recovering, oldest, timeline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,8 @@ def measure(session: Session, cut: Cut, scope: Scope, watch: Watch, *, password_
         lsn=cut.lsn,
         snapshot=cut.snapshot,
         in_recovery=cut.in_recovery,
+        oldest_transaction=cut.oldest_transaction,
+        timeline=cut.timeline,
         database=database,
         tables=tables,
         sequences=sequences(session),
