@@ -11,9 +11,11 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices, PrivateAttr, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import ConfigError
 from scholaria_ops.settings.fence import FenceSettings
 from scholaria_ops.settings.offsite import OffsiteSettings
+from scholaria_ops.settings.restore import RestoreSettings
 from scholaria_ops.settings.sets import DumpSettings, PlaceSettings, RetentionSettings, ScheduleSettings
 from scholaria_ops.settings.stores import PostgresSettings, QdrantSettings, RedisSettings, ToolSettings
 from scholaria_ops.settings.upkeep import UpkeepSettings
@@ -38,12 +40,14 @@ SECTIONS = (
     UpkeepSettings,
     OffsiteSettings,
     FenceSettings,
+    RestoreSettings,
 )
 
 
 class Settings(
     # pydantic collects the fields of the last base first.
     FenceSettings,
+    RestoreSettings,
     OffsiteSettings,
     UpkeepSettings,
     RetentionSettings,
@@ -90,6 +94,11 @@ class Settings(
         if day.isdigit() and int(day) > _EVERY_MONTH_HAS:
             told.append(f"BACKUP_MONTHLY_CRON names day {day}: months without it get no monthly set")
         return tuple(told)
+
+    @property
+    def postgres_restore(self) -> PostgresConnection:
+        """The live PostgreSQL, as the role that restores."""
+        return self.restoring(self.postgres)
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -4,7 +4,6 @@
 """
 
 from scholaria_ops.stores.postgres.live.plan import PostgresPlan
-from scholaria_ops.stores.postgres.live.sequences import Raised, raise_sequence
 from scholaria_ops.stores.postgres.live.store import PostgresLive
 
-__all__ = ["PostgresLive", "PostgresPlan", "Raised", "raise_sequence"]
+__all__ = ["PostgresLive", "PostgresPlan"]

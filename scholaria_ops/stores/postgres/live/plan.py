@@ -59,6 +59,7 @@ def make_plan(
             found = Situation(session, inside, evidence, connection.dbname, existing, live, missing)
             against = [*_unidentified(session, identity), *_closed(live), *objections(found, ctx, accept_replication=accept_replication)]
             consequences = [*_effects(connection, inside, evidence, ctx), *_notes(found)]
+            warnings = tuple(_warnings(found))
         size = evidence.database.size_bytes
         need = Need(
             what=f"disk of PostgreSQL at {connection.where}",
@@ -73,7 +74,7 @@ def make_plan(
             effects=tuple(consequences),
             needs=(need,),
             objections=tuple(against),
-            warnings=tuple(_warnings(found)),
+            warnings=warnings,
             expected_s=round(_OVERHEAD_S + size / RESTORED_PER_S + size / COMPARED_PER_S, 1),
             expected_lockout_s=_LOCKOUT_S if live else 0.0,
             dbname=connection.dbname,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -50,14 +50,11 @@ class Record(BaseModel):
     #: Roles that this restore creates → their object id, written down before they are there for others.
     roles: Mapping[str, int] = {}
     staged: StagedFacts | None = None
-    #: A transaction id from right before the database ``marked_oid`` was served: rows of later ones were written since.
+    #: A transaction id from right before the new database was served: rows of later ones were written since.
     mark: int | None = None
-    marked_oid: int | None = None
     #: Seconds since the epoch of the last fence, and the lock-out that followed; None until it ended.
     fenced_at: float | None = None
     lockout_s: float | None = None
-    #: Which of the two shall be served; set while an undo is under way.
-    undoing: Literal["old", "new"] | None = None
 
 
 def read(notebook: Notebook) -> Record | None:

@@ -34,7 +34,8 @@ def switch(connection: PostgresConnection, plan: PostgresPlan, notebook: Noteboo
         _require_ready(session, record, existing, new)
         assert new is not None  # noqa: S101 - _require_ready refuses without it
         aside = free_name(record, existing, "before_name")
-        write_fence(session, notebook, before_name=aside, marked_oid=new.oid, new_oid=new.oid)
+        (mark,) = session.one("SELECT pg_current_xact_id()::text::bigint")
+        write_fence(notebook, before_name=aside, mark=mark)
         began = time.monotonic()
         lockout = exchange(session, connection, Swap(record.dbname, old, aside, new))
         lockout = lockout if old else 0.0  # nobody was served, so nobody was locked out
@@ -53,10 +54,9 @@ def free_name(record: Record, existing: dict[int, Database], which: str) -> str:
     return free_beside(record.dbname, word, restore_id, taken)
 
 
-def write_fence(session: Session, notebook: Notebook, **facts: str | int) -> None:
-    """Write down what is about to be renamed, and the transaction after which everything in the coming one is new."""
-    (mark,) = session.one("SELECT pg_current_xact_id()::text::bigint")
-    notebook.write(mark=mark, fenced_at=time.time(), lockout_s=None, **facts)
+def write_fence(notebook: Notebook, **facts: str | int) -> None:
+    """Write down what is about to be renamed, and when."""
+    notebook.write(fenced_at=time.time(), lockout_s=None, **facts)
 
 
 def resumed(session: Session, record: Record, old: Database | None, notebook: Notebook) -> Switched:

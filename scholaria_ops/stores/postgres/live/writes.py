@@ -74,20 +74,18 @@ def since_the_switch(session: Session, record: Record) -> Iterator[Effect]:
     if record.mark is None or not within_reach(session, record.mark):
         yield Effect(kind="lost", what="everything written since the switch", detail="it was too long ago to tell what that is")
         return
-    known = record.staged.rows if record.staged and record.marked_oid == record.new_oid else None
+    known = record.staged.rows if record.staged else {}
     there = set()
     for table in tables(session):
         there.add(table.key)
         written = written_since(session, table, record.mark)
         if written.since:
             yield Effect(kind="lost", what=f"table {table.key}", count=written.since, detail="rows added or changed since")
-        gone = known.get(table.key, 0) - written.older if known is not None else 0
+        gone = known.get(table.key, 0) - written.older
         if gone > 0:
             yield Effect(kind="lost", what=f"table {table.key}: deletions", count=gone, detail="rows deleted or changed since, at most")
-    if known is None:
-        yield Effect(kind="lost", what="deletions", detail="what was deleted since cannot be counted")
-    for key in sorted(set(known or ()) - there):
-        yield Effect(kind="lost", what=f"table {key}: dropped", count=(known or {})[key], detail="the table was dropped or renamed since")
+    for key in sorted(set(known) - there):
+        yield Effect(kind="lost", what=f"table {key}: dropped", count=known[key], detail="the table was dropped or renamed since")
     yield from _definitions(session, record.mark)
     yield from _large_objects(session, record.mark)
 
