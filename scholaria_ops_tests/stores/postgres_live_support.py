@@ -173,7 +173,7 @@ def killed_in_child(action: Callable[[], None]) -> bool:
     def body() -> None:
         try:
             action()
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - it is the end of this process, which says why
             os.write(2, f"child: {exc!r}\n".encode())
             os._exit(3)
         os._exit(0)
