@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 
+from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.files import make_private_dir, rename_durably, write_private
 from scholaria_ops.sandbox.postgres import PostgresServer
@@ -25,7 +26,7 @@ from scholaria_ops.stores.postgres.compare import compare
 from scholaria_ops.stores.postgres.live import PostgresLive
 from scholaria_ops.stores.postgres.measure import Scope, Watch, begin_snapshot, measure, take_snapshot
 from scholaria_ops.stores.postgres.session import open_session
-from scholaria_ops_tests.stores.postgres_support import MadeSet, PostgresEvidence, ask
+from scholaria_ops_tests.stores.postgres_support import MadeSet, ask
 
 RESTORE_ID = "20241002_030405"
 #: A table numbered by a sequence, one numbered by identity, one without a key.
