@@ -54,7 +54,7 @@ class Staging:
         if cancel:
             cancel.check()
         rename_durably(self.path, target)
-        return BackupSet(target, manifest)
+        return BackupSet.of(target, manifest)
 
     def _read_back(self, artifacts: tuple[Artifact, ...], cancel: CancelToken | None) -> dict[str, str]:
         """Hash every artifact from the disk: what was hashed while writing may not be what the disk took."""

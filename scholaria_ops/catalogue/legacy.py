@@ -16,6 +16,8 @@ from pathlib import Path
 from scholaria_ops.catalogue.layout import MANIFEST, id_from_name
 
 _HEAD = 4096
+#: As every manifest of ours begins; parsing the rest would tell nothing more here.
+_OURS = b'{\n "format_version": '
 _POSTGRES = ("postgres*.sql.custom", "postgres*.custom", "postgres*.dump", "postgres*.sql.gz", "postgres*.sql")
 _REDIS = ("redis*.rdb.gz", "redis*.rdb", "dump.rdb*")
 _QDRANT = ("qdrant*.tar.gz", "qdrant*.snapshot*", "qdrant*.tar")
@@ -56,7 +58,10 @@ def _is_legacy(directory: Path) -> bool:
     if manifest.is_file():
         try:
             with manifest.open("rb") as source:
-                content = json.loads(source.read(16 << 20))
+                data = source.read(16 << 20)
+            if data.startswith(_OURS):
+                return False
+            content = json.loads(data)
         except ValueError:
             return False
         return isinstance(content, dict) and "format_version" not in content

@@ -9,6 +9,7 @@ import getpass
 import json
 import os
 import socket
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -41,6 +42,14 @@ class Record(Model):
     detail: dict[str, Any] = Field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """The records of one id, and why they cannot be relied upon; empty if they can."""
+
+    records: list[Record]
+    doubt: str = ""
+
+
 class Records:
     """The records of every id below one ``BACKUP_DIR``."""
 
@@ -67,10 +76,22 @@ class Records:
 
     def of(self, set_id: str) -> list[Record]:
         """All records of an id, oldest first; a line torn by a crash is passed over."""
+        return self.history(set_id).records
+
+    def history(self, set_id: str) -> History:
+        """All records of an id, oldest first, and what in their file nobody understands.
+
+        A line torn by a crash is a prefix and lacks its closing brace; whatever it was going to say was never confirmed to anybody.
+        A whole line that is not understood may be a hold.
+        """
+        path = self._layout.record(set_id)
         try:
-            return parse(self._layout.record(set_id).read_bytes())
+            data = path.read_bytes()
         except FileNotFoundError:
-            return []
+            return History([])
+        records = parse(data)
+        strange = sum(line.rstrip().endswith(b"}") for line in data.splitlines()) - len(records)
+        return History(records, f"{path.name} has {strange} line(s) that cannot be understood" if strange > 0 else "")
 
     def last(self, set_id: str, event: Event) -> Record | None:
         """The newest record of one kind."""

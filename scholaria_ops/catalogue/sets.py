@@ -7,14 +7,18 @@ damaged; it is never "almost done". Listing reads names, manifests' heads and re
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
 from scholaria_ops.catalogue.artifacts import check_relative
+from scholaria_ops.catalogue.head import Head
+from scholaria_ops.catalogue.index import Index
 from scholaria_ops.catalogue.layout import (
     MANIFEST,
     PARTIAL_PREFIX,
@@ -29,7 +33,7 @@ from scholaria_ops.catalogue.layout import (
 )
 from scholaria_ops.catalogue.legacy import LegacySet, read_legacy
 from scholaria_ops.catalogue.manifest import Manifest
-from scholaria_ops.catalogue.records import Record, Records
+from scholaria_ops.catalogue.records import History, Record, Records
 from scholaria_ops.errors import OpsError, Refused, UsageError, VerificationFailed
 
 
@@ -45,23 +49,41 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class BackupSet:
-    """A sealed (whole or partial) set that can be read."""
+    """A sealed (whole or partial) set that can be read. ``head`` is at hand; the rest of the manifest is read when it is asked for."""
 
     directory: Path
-    manifest: Manifest
+    head: Head
 
     @property
     def id(self) -> str:
-        return self.manifest.id
+        return self.head.id
 
     @property
     def kind(self) -> Kind:
-        return Kind.PARTIAL if self.manifest.partial else Kind.SEALED
+        return Kind.PARTIAL if self.head.partial else Kind.SEALED
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The whole manifest.
+
+        Raises:
+            VerificationFailed: it cannot be read any more, or is not the one that the head was taken from.
+        """
+        manifest = Manifest.read(self.directory / MANIFEST)
+        if Head.of(manifest) != self.head:
+            raise VerificationFailed(f"the manifest in {self.directory} is not the one that was listed", hint="Look again.")
+        return manifest
 
     @cached_property
     def sums_sha256(self) -> str:
         """Digest of SHA256SUMS: it names every byte of the set."""
         return hashlib.sha256((self.directory / SUMS).read_bytes()).hexdigest()
+
+    @classmethod
+    def of(cls, directory: Path, manifest: Manifest) -> BackupSet:
+        made = cls(directory, Head.of(manifest))
+        made.__dict__["manifest"] = manifest  # what cached_property would do
+        return made
 
     @classmethod
     def open(cls, directory: Path) -> BackupSet:
@@ -70,19 +92,26 @@ class BackupSet:
         Raises:
             VerificationFailed: naming the first thing that is missing or of a wrong size.
         """
-        manifest = Manifest.read(directory / MANIFEST)
+        made = cls.of(directory, Manifest.read(directory / MANIFEST))
         if not (directory / SUMS).is_file():
             raise VerificationFailed(f"{SUMS} is missing in {directory}", hint="The set is damaged; fetch it again from the offsite copy.")
-        for artifact in manifest.artifacts:
-            path = directory / artifact.path
-            if not path.is_file() or path.is_symlink():
-                raise VerificationFailed(f"{artifact.path} is missing in {directory}", hint="Fetch the set again from the offsite copy.")
-            if (size := path.stat().st_size) != artifact.size_bytes:
-                raise VerificationFailed(
-                    f"{artifact.path} in {directory} has {size:,} bytes instead of {artifact.size_bytes:,}",
-                    hint="Fetch the set again from the offsite copy.",
-                )
-        return cls(directory, manifest)
+        if wrong := misfit(str(directory), made.head.files):
+            raise VerificationFailed(f"{wrong[0]} in {directory}{wrong[1]}", hint="Fetch the set again from the offsite copy.")
+        return made
+
+
+def misfit(directory: str, files: Mapping[str, int]) -> tuple[str, str] | None:
+    """The first file that is not there as a plain file of its size: ``X is missing``, or ``X`` and what it has instead."""
+    for path, size in files.items():
+        try:
+            found = os.lstat(f"{directory}/{path}")
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{path} is missing", ""
+        if not stat.S_ISREG(found.st_mode):
+            return f"{path} is missing", ""
+        if found.st_size != size:
+            return path, f" has {found.st_size:,} bytes instead of {size:,}"
+    return None
 
 
 def told(exc: OSError) -> str:
@@ -130,6 +159,9 @@ class Entry:
     reason: str = ""
     #: Why it, or what is recorded of it, could not be read; empty if it was. What is unread may be sound: it is never absent.
     unread: str = ""
+    #: Why its records cannot be relied upon; empty if they can.
+    doubt: str = ""
+    #: Of sets that were listed (not named), without the bulky parts of their details.
     records: Sequence[Record] = field(default=())
 
     def last(self, event: str) -> Record | None:
@@ -164,11 +196,22 @@ class Entry:
     def ordered_by(self) -> tuple[float, str]:
         """UTC instant of the cut; directories without one come first."""
         if self.set:
-            return (self.set.manifest.cut_at.timestamp(), self.name)
+            return (self.set.head.cut_at.timestamp(), self.name)
         if self.legacy and self.legacy.instant:
             return (self.legacy.instant.timestamp(), self.name)
         # Damaged: nothing but the name tells when it was taken.
         return (label_instant(self.id, UTC).timestamp() if self.id else 0.0, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """One look at the catalogue: what stands, oldest cut first, and what is only on record."""
+
+    entries: list[Entry]
+    #: Id → records, of every id of which no directory stands here.
+    histories: Mapping[str, Sequence[Record]]
+    #: Id → why its records could not be read, of the same ids.
+    unread: Mapping[str, str]
 
 
 class Catalogue:
@@ -178,45 +221,93 @@ class Catalogue:
         self.layout = Layout(root)
         self.records = Records(self.layout)
 
-    def entries(self) -> list[Entry]:
-        """Every directory that is or claims to be a set, and every stray thing, oldest cut first.
+    def entries(self, *, afresh: bool = False) -> list[Entry]:
+        """Every directory that is or claims to be a set, and every stray thing, oldest cut first; as :meth:`survey` says."""
+        return self.survey(afresh=afresh).entries
+
+    def survey(self, *, afresh: bool = False) -> Survey:
+        """Everything that stands here, and the records of what does not any more.
+
+        Args:
+            afresh: read every file itself, whatever an earlier look remembered: for decisions that remove something.
 
         Raises:
-            Refused: the directory cannot be read (a failed read is never an empty catalogue).
+            Refused: the directory, or that of the records, cannot be read (a failed read is never an empty catalogue).
         """
         root = self.layout.root
         try:
-            names = sorted(p.name for p in root.iterdir()) if root.exists() else []
+            names = sorted(os.listdir(root)) if root.exists() else []  # noqa: PTH208 - names are all that is wanted
         except OSError as exc:
             raise Refused(f"cannot read {root}: {exc.strerror}", hint="Check BACKUP_DIR and its permissions.") from exc
-        return sorted((self._entry(n) for n in names if not n.startswith(".")), key=lambda e: e.ordered_by)
+        index = None if afresh else Index.load(self.layout.index)
+        entries = [e for n in names if not n.startswith(".") and (e := self._still_there(n, index))]
+        histories: dict[str, Sequence[Record]] = {}
+        unread: dict[str, str] = {}
+        for set_id in sorted(self.records.ids() - {e.id for e in entries if e.id}):
+            history, why = self._history(set_id, index)
+            if why:
+                unread[set_id] = why
+            else:
+                histories[set_id] = history.records
+        if index:
+            index.keep()
+        return Survey(sorted(entries, key=lambda e: e.ordered_by), histories, unread)
 
-    def _entry(self, name: str) -> Entry:
+    def _still_there(self, name: str, index: Index | None) -> Entry | None:
+        """The entry, unless it was removed while we looked: half of a set that is being pruned is not a damaged one."""
+        try:
+            entry = self._entry(name, index)
+        except FileNotFoundError:
+            return None
+        return None if entry.kind is Kind.DAMAGED and not os.path.lexists(entry.directory) else entry
+
+    def _entry(self, name: str, index: Index | None = None) -> Entry:
         directory = self.layout.root / name
         set_id = id_from_name(name)
-        if set_id is None or not directory.is_dir() or directory.is_symlink():
+        if set_id is None or not stat.S_ISDIR(os.lstat(directory).st_mode):
             looks_like = name.startswith((SET_PREFIX, PARTIAL_PREFIX))
             return Entry(name, Kind.STRAY, directory, reason="its name holds no valid id" if looks_like else "not made by this product")
-        records, unread = self._recorded(set_id)
+        history, unread = self._history(set_id, index)
+        bare = Entry(name, Kind.DAMAGED, directory, set_id, unread=unread, doubt=history.doubt, records=history.records)
         try:
-            legacy = read_legacy(directory)
-            if legacy:
-                return Entry(name, Kind.LEGACY, directory, set_id, None, legacy, legacy.unrestorable, unread, records)
-            backup_set = BackupSet.open(directory)
-            if backup_set.id != set_id or (backup_set.kind is Kind.PARTIAL) != name.startswith(PARTIAL_PREFIX):
-                raise VerificationFailed(f"the manifest in {name} is of set {backup_set.id}", hint="Somebody renamed or copied it.")
+            found = self._listed(name, index) or self._opened(name, set_id, index)
         except OpsError as exc:
-            return Entry(name, Kind.DAMAGED, directory, set_id, reason=str(exc), unread=unread, records=records)
+            return replace(bare, reason=str(exc))
         except OSError as exc:
-            return Entry(name, Kind.DAMAGED, directory, set_id, reason=str(exc), unread=told(exc), records=records)
-        return Entry(name, backup_set.kind, directory, set_id, backup_set, unread=unread, records=records)
+            return replace(bare, reason=str(exc), unread=told(exc))
+        if isinstance(found, LegacySet):
+            return replace(bare, kind=Kind.LEGACY, legacy=found, reason=found.unrestorable)
+        return replace(bare, kind=found.kind, set=found)
 
-    def _recorded(self, set_id: str) -> tuple[list[Record], str]:
-        """The records of a set, or why they could not be read."""
+    def _listed(self, name: str, index: Index | None) -> BackupSet | None:
+        """The set as an earlier look found it, if its manifest is unchanged and its files are still there with their sizes."""
+        root = str(self.layout.root)
+        head = index.head(root, name) if index else None
+        return BackupSet(self.layout.root / name, head) if head and not misfit(f"{root}/{name}", head.files) else None
+
+    def _opened(self, name: str, set_id: str, index: Index | None) -> BackupSet | LegacySet:
+        directory = self.layout.root / name
+        if legacy := read_legacy(directory):
+            return legacy
+        backup_set = BackupSet.open(directory)
+        if backup_set.id != set_id or (backup_set.kind is Kind.PARTIAL) != name.startswith(PARTIAL_PREFIX):
+            raise VerificationFailed(f"the manifest in {name} is of set {backup_set.id}", hint="Somebody renamed or copied it.")
+        if index:
+            index.remember_head(str(self.layout.root), name, backup_set.head)
+        return backup_set
+
+    def _history(self, set_id: str, index: Index | None) -> tuple[History, str]:
+        """The records of an id, or why they could not be read."""
+        path = str(self.layout.record(set_id))
+        if index and (known := index.history(set_id, path)):
+            return known, ""
         try:
-            return self.records.of(set_id), ""
+            history = self.records.history(set_id)
         except OSError as exc:
-            return [], f"its records: {told(exc)}"
+            return History([]), f"its records: {told(exc)}"
+        if index:
+            index.remember_history(set_id, path, history)
+        return history, ""
 
     def sealed(self) -> list[Entry]:
         """Whole sets of ours, oldest first."""
@@ -247,7 +338,8 @@ class Catalogue:
                 f"no verified set in {self.layout.root}" + (f" ({len(sealed)} unverified)" if sealed else ""),
                 hint="Make one with `scholaria-ops backup`, or verify one by its id.",
             )
-        return verified[-1]
+        # Read once more by its name: what was listed may be known from an earlier look.
+        return self._entry(verified[-1].name)
 
     @staticmethod
     def _nothing_unread_after(newest: Entry | None, entries: Sequence[Entry]) -> None:

@@ -15,7 +15,6 @@ from scholaria_ops.cli.main import app
 from scholaria_ops.cli.output import emit_json, out
 from scholaria_ops.errors import UsageError
 from scholaria_ops.operations.backup import BackupRequest, reserve
-from scholaria_ops.pipeline.assets_backup import check_tier
 
 
 @app.command()
@@ -27,6 +26,7 @@ def backup(
     """Take, seal and verify one set of all three stores."""
     if tier == "pre_restore":
         raise UsageError("tier pre_restore is taken by restores only", hint=f"Use one of {', '.join(TIERS[:-1])}.")
+    from scholaria_ops.pipeline.assets_backup import check_tier
     from scholaria_ops.pipeline.partitions import known_partitions
     from scholaria_ops.pipeline.runner import open_instance
 

@@ -30,20 +30,18 @@ def list_(as_json: JsonOption = False) -> None:
 
 
 def _row(entry: Entry) -> list[str]:
-    manifest = entry.set.manifest if entry.set else None
-    size = manifest.size_bytes if manifest else entry.legacy.size_bytes if entry.legacy else None
-    remark = entry.reason or (
-        f"without {', '.join(manifest.missing)}" if manifest and manifest.missing else manifest.origin.note if manifest else ""
-    )
+    head = entry.set.head if entry.set else None
+    size = head.size_bytes if head else entry.legacy.size_bytes if entry.legacy else None
+    remark = entry.reason or (f"without {', '.join(head.missing)}" if head and head.missing else head.note if head else "")
     if entry.held:
         remark = f"held: {entry.held}" + (f"; {remark}" if remark else "")
     colour = {Kind.DAMAGED: "[bold red]damaged[/]", Kind.PARTIAL: "[yellow]partial[/]"}.get(entry.kind, str(entry.kind))
     return [
         entry.id or plain(entry.name),
         colour,
-        manifest.tier if manifest else "–",
+        head.tier if head else "–",
         human_bytes(size) if size is not None else "–",
-        when(manifest.cut_at) if manifest else "–",
+        when(head.cut_at) if head else "–",
         (f"{when(entry.verified_at)} ({entry.verified_level})" if entry.verified_at else _failed(entry)),
         when(entry.offsite_at),
         when(entry.proven_at),
@@ -110,20 +108,20 @@ def describe(entry: Entry) -> None:
 
 def entry_json(entry: Entry) -> dict[str, Any]:
     """Stable form of one catalogue line."""
-    manifest = entry.set.manifest if entry.set else None
+    head = entry.set.head if entry.set else None
     return {
         "id": entry.id,
         "name": entry.name,
         "kind": str(entry.kind),
         "path": str(entry.directory),
         "reason": entry.reason,
-        "tier": manifest.tier if manifest else None,
-        "cut_at": manifest.cut_at if manifest else None,
-        "size_bytes": manifest.size_bytes if manifest else entry.legacy.size_bytes if entry.legacy else None,
-        "counts": manifest.counts() if manifest else None,
-        "skew_s": manifest.skew_s if manifest else None,
-        "duration_s": manifest.duration_s if manifest else None,
-        "missing": dict(manifest.missing) if manifest else None,
+        "tier": head.tier if head else None,
+        "cut_at": head.cut_at if head else None,
+        "size_bytes": head.size_bytes if head else entry.legacy.size_bytes if entry.legacy else None,
+        "counts": head.counts if head else None,
+        "skew_s": head.skew_s if head else None,
+        "duration_s": head.duration_s if head else None,
+        "missing": dict(head.missing) if head else None,
         "verified_at": entry.verified_at,
         "verified_level": entry.verified_level or None,
         "offsite_at": entry.offsite_at,

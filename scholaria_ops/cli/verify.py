@@ -13,7 +13,6 @@ from scholaria_ops.cli.output import emit_json, err, out, plain, print_table, sh
 from scholaria_ops.operations.offsite import offsite_sets
 from scholaria_ops.operations.verify import VerifyReport
 from scholaria_ops.operations.verify import verify as verify_operation
-from scholaria_ops.pipeline.assets_verified import check_level
 
 _MARKS = {True: "[green]passed[/]", False: "[bold red]FAILED[/]", None: "[yellow]not judged[/]"}
 
@@ -25,6 +24,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check every byte of a set, and that the stores' own software reads it. Touches no live store."""
+    from scholaria_ops.pipeline.assets_verified import check_level
+
     wanted = check_level(level)
     here = services()
     entry = here.catalogue.find(reference)

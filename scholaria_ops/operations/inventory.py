@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
 
+from scholaria_ops.catalogue.head import Head
 from scholaria_ops.catalogue.layout import MANIFEST, SET_PREFIX, SUMS, id_from_name
 from scholaria_ops.catalogue.records import Record, parse
 from scholaria_ops.catalogue.retention import Inventory, SetFacts
@@ -30,8 +31,8 @@ class Stock:
     seen: Seen
 
 
-def take_stock(services: Services, in_flight: InFlight, *, offsite: bool) -> Stock:
-    """Look at BACKUP_DIR and, if wanted and set, at the offsite place.
+def take_stock(services: Services, in_flight: InFlight, *, offsite: bool, afresh: bool = False) -> Stock:
+    """Look at BACKUP_DIR and, if wanted and set, at the offsite place. ``afresh``: read every file itself, as removing asks for.
 
     Raises:
         Refused: BACKUP_DIR or its records cannot be read.
@@ -40,7 +41,7 @@ def take_stock(services: Services, in_flight: InFlight, *, offsite: bool) -> Sto
     state = PruneState(services.catalogue.layout)
     seen, journal = state.seen(), state.journal()
     try:
-        entries = services.catalogue.entries()
+        entries = services.catalogue.entries(afresh=afresh)
         target = services.offsite if offsite else None
         remote = {i: parse(data) for i, data in target.get_records(cancel=services.cancel).items()} if target else {}
         here = _here(services, entries, remote, in_flight, seen, _begun(journal, "here"))
@@ -88,7 +89,7 @@ def _here(
         if entry.unread:
             unreadable[entry.name] = entry.unread
         if entry.set is not None:
-            sets.append(_facts_here(services, entry, remote, in_flight))
+            sets.append(_facts_here(entry, remote, in_flight))
             continue
         untouched[entry.name] = f"{entry.kind}" + (f": {entry.reason}" if entry.reason else "")
         if not entry.unread and entry.kind is Kind.DAMAGED and (why := _cannot_read(entry.directory)):
@@ -112,23 +113,23 @@ def _missing(services: Services, entries: Sequence[Entry], seen: Seen, begun: se
     return sorted(name for name in expected if not _deleted(services, name, "here"))
 
 
-def _facts_here(services: Services, entry: Entry, remote: Mapping[str, Sequence[Record]], in_flight: InFlight) -> SetFacts:
+def _facts_here(entry: Entry, remote: Mapping[str, Sequence[Record]], in_flight: InFlight) -> SetFacts:
     assert entry.set is not None  # noqa: S101 - the caller looked
-    manifest = entry.set.manifest
-    records = merged(entry.records, remote.get(manifest.id, ()))
+    head = entry.set.head
+    records = merged(entry.records, remote.get(head.id, ()))
     return SetFacts(
-        id=manifest.id,
+        id=head.id,
         name=entry.name,
-        tier=manifest.tier,
-        cut_at=manifest.cut_at.astimezone(UTC),
-        size_bytes=manifest.size_bytes,
-        counts=manifest.counts(),
-        partial=manifest.partial,
+        tier=head.tier,
+        cut_at=head.cut_at.astimezone(UTC),
+        size_bytes=head.size_bytes,
+        counts=head.counts,
+        partial=head.partial,
         verified=entry.verified_at is not None,
         proven_at=proven_at(records),
         held=held_because(records),
-        in_flight=in_flight.get(manifest.id, ""),
-        doubt=entry.unread or _doubtful(services.catalogue.layout.record(manifest.id)),
+        in_flight=in_flight.get(head.id, ""),
+        doubt=entry.unread or entry.doubt,
     )
 
 
@@ -171,14 +172,15 @@ def _offsite(
 
 
 def _remote_facts(services: Services, set_id: str, local: Entry | None) -> RemoteFacts:
-    manifest = local.set.manifest if local and local.set else offsite_manifest(services, set_id)
-    return RemoteFacts(tier=manifest.tier, cut_at=manifest.cut_at.astimezone(UTC), counts=manifest.counts())
+    head = local.set.head if local and local.set else Head.of(offsite_manifest(services, set_id))
+    return RemoteFacts(tier=head.tier, cut_at=head.cut_at.astimezone(UTC), counts=dict(head.counts))
 
 
 def _facts_there(
     services: Services, set_id: str, name: str, size: int, facts: RemoteFacts, remote: Sequence[Record], in_flight: InFlight
 ) -> SetFacts:
-    records = merged(services.catalogue.records.of(set_id), remote)
+    known = services.catalogue.records.history(set_id)
+    records = merged(known.records, remote)
     judged = [r for r in records if r.event == "verified"]
     return SetFacts(
         id=set_id,
@@ -191,7 +193,7 @@ def _facts_there(
         proven_at=proven_at(records),
         held=held_because(records),
         in_flight=in_flight.get(set_id, ""),
-        doubt=_doubtful(services.catalogue.layout.record(set_id)),
+        doubt=known.doubt,
     )
 
 
@@ -234,16 +236,3 @@ def _cannot_read(directory: Path) -> str:
     except OSError as exc:
         return exc.strerror or type(exc).__name__
     return ""
-
-
-def _doubtful(path: Path) -> str:
-    """Why the records in a file cannot be relied upon: a whole line that nobody understands may be a hold.
-
-    A line torn by a crash is a prefix and lacks its closing brace; whatever it was going to say was never confirmed to anybody.
-    """
-    if not path.exists():
-        return ""
-    data = path.read_bytes()
-    whole = sum(line.rstrip().endswith(b"}") for line in data.splitlines())
-    understood = len(parse(data))
-    return f"{path.name} has {whole - understood} line(s) that cannot be understood" if whole > understood else ""

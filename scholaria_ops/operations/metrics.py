@@ -118,7 +118,7 @@ def _newest_sets(standing: Standing) -> Iterator[Metric]:
             _add(took, [name], newest.duration_s)
             for what, count in newest.counts.items():
                 items.add_metric([name, what], count)
-            for what, count in newest.drift.items():
+            for what, count in (newest.drift or {}).items():
                 drift.add_metric([name, what], count)
     yield from (sets, total, size, took, items)
     if drift.samples:

@@ -87,7 +87,7 @@ def execute(services: Services, plan: Plan, in_flight: Callable[[], InFlight], *
         state = PruneState(services.catalogue.layout)
         finished, leftovers = _finish_earlier(services, state, offsite="offsite" in plan.places, run_id=run_id)
         outcome = Outcome(finished=finished)
-        stock = take_stock(services, in_flight(), offsite="offsite" in plan.places)
+        stock = take_stock(services, in_flight(), offsite="offsite" in plan.places, afresh=True)
         fresh = make_plan(stock.here, stock.offsite, now=plan.made_at, safety=safety_of(services.settings))
         if fresh.substance != plan.substance:
             raise Refused(f"things have changed since the plan was made: {_difference(plan, fresh)}", hint="Make a new plan and read it.")
@@ -119,7 +119,7 @@ def check_executable(services: Services, plan: Plan) -> None:
 def accept_missing(services: Services, why: str, *, run_id: str = "", offsite: bool = True) -> list[str]:
     """Write down that sets which are gone from here or offsite were meant to go; returns their names. Pruning works again then."""
     with services.locked("prune: accept missing sets"):
-        stock = take_stock(services, {}, offsite=offsite)
+        stock = take_stock(services, {}, offsite=offsite, afresh=True)
         accepted = []
         places: tuple[tuple[Place, dict[str, str]], ...] = (
             ("here", dict(stock.here.missing)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -56,8 +56,8 @@ class SetStanding:
     size_bytes: int | None
     duration_s: float | None
     counts: Mapping[str, int]
-    #: PostgreSQL rows without a Qdrant point and the other way round, by name, if it was measured when the set was taken.
-    drift: Mapping[str, int] = field(default_factory=dict)
+    #: Kind → ids of PostgreSQL and Qdrant that did not belong together when the set was taken; None if that was not measured.
+    drift: Mapping[str, int] | None = None
     sealed_at: datetime | None = None
     verified_at: datetime | None = None
     verified_level: str = ""
@@ -203,19 +203,13 @@ def look(services: Services) -> Look:
         raise Refused(
             f"{catalogue.layout.root} does not exist", hint="Mount the disk it is on, or correct BACKUP_DIR. A first backup makes it."
         )
-    entries = catalogue.entries()
-    histories: dict[str, Sequence[Record]] = {}
-    unread: dict[str, str] = {}
-    for set_id in sorted(catalogue.records.ids() - {e.id for e in entries}):
-        try:
-            histories[set_id] = catalogue.records.of(set_id)
-        except OSError as exc:
-            unread[set_id] = f"its records: {exc.strerror or type(exc).__name__}"
+    survey = catalogue.survey()
+    found = Look(catalogue.layout.root, survey.entries, survey.histories, survey.unread)
     try:
         usage = shutil.disk_usage(catalogue.layout.root)
     except OSError as exc:
-        return Look(catalogue.layout.root, entries, histories, unread, space_trouble=exc.strerror or type(exc).__name__)
-    return Look(catalogue.layout.root, entries, histories, unread, usage.free, usage.total)
+        return replace(found, space_trouble=exc.strerror or type(exc).__name__)
+    return replace(found, free_bytes=usage.free, total_bytes=usage.total)
 
 
 def standing_of(found: Look, now: datetime) -> Standing:
@@ -241,18 +235,19 @@ def standing_of(found: Look, now: datetime) -> Standing:
 
 def _standing_here(entry: Entry) -> SetStanding:
     assert entry.set is not None  # noqa: S101 - the caller looked
-    manifest = entry.set.manifest
+    head = entry.set.head
     return SetStanding(
-        id=manifest.id,
+        id=head.id,
         name=entry.name,
-        place="partial" if manifest.partial else "whole",
-        tier=manifest.tier,
-        cut_at=manifest.cut_at.astimezone(UTC),
-        size_bytes=manifest.size_bytes,
-        duration_s=manifest.duration_s,
-        counts=manifest.counts(),
-        sealed_at=manifest.finished_at.astimezone(UTC),
-        **_learnt(manifest.id, manifest.tier, entry.records),
+        place="partial" if head.partial else "whole",
+        tier=head.tier,
+        cut_at=head.cut_at.astimezone(UTC),
+        size_bytes=head.size_bytes,
+        duration_s=head.duration_s,
+        counts=head.counts,
+        drift=head.drift,
+        sealed_at=head.finished_at.astimezone(UTC),
+        **_learnt(head.id, head.tier, entry.records),
     )
 
 

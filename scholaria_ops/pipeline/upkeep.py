@@ -69,7 +69,7 @@ def _rehearsal(entry: Entry, source: str) -> dg.RunRequest:
     return dg.RunRequest(
         partition_key=entry.id,
         run_config={"ops": {"rehearsal__restored": {"config": {"source": source}}}},
-        tags={"scholaria/tier": entry.set.manifest.tier if entry.set else "", "scholaria/source": source},
+        tags={"scholaria/tier": entry.set.head.tier if entry.set else "", "scholaria/source": source},
     )
 
 

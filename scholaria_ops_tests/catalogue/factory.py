@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from scholaria_ops.catalogue.artifacts import Artifact
 from scholaria_ops.catalogue.commit import Staging, staging
@@ -131,3 +132,52 @@ def make_set(
     if verified:
         catalogue.records.append(set_id, "verified", level="hash", passed=True)
     return sealed
+
+
+def records_as_taken(set_id: str, at: datetime, *, shipped: bool = False, rehearsed: bool = False) -> list[dict[str, Any]]:
+    """Records of a set taken ``at`` and verified, in the form and of the weight that a real one has."""
+
+    def line(minutes: float, event: str, **detail: Any) -> dict[str, Any]:
+        return {"at": (at + timedelta(minutes=minutes)).isoformat(), "event": event, "by": "ops@host", "run_id": "0" * 36, "detail": detail}
+
+    checks = [
+        {"subject": "set", "name": f"check {n}", "passed": True, "detail": "as it was written", "numbers": {"files": 8}} for n in range(16)
+    ]
+    stores = {
+        s: {
+            "verdict": "proven",
+            "detail": "all there",
+            "rto_s": 9.5,
+            "seconds": {"start": 1.0, "load": 8.5},
+            "counts": {},
+            "differences": [],
+        }
+        for s in FILES
+    }
+    lines = [
+        line(0, "reserved", tier="daily", note="", requested_by="schedule daily_backup"),
+        line(1, "sealed", sums_sha256="0" * 64, partial=False, size_bytes=3000, tier="daily", cut_at=at.isoformat()),
+        line(2, "verified", level="readable", passed=True, seconds=1.5, bytes=3000, checks=checks, failed=[], unjudged=[]),
+    ]
+    if shipped:
+        lines.append(
+            line(
+                3, "shipped", where=f"s3://bucket/scholaria_backup_{set_id}", bytes=3000, sent_bytes=3000, seconds=2.5, confirmed_by="read"
+            )
+        )
+    if rehearsed:
+        lines.append(
+            line(
+                60,
+                "rehearsed",
+                verdict="proven",
+                source="local",
+                rto_s=20.5,
+                rpo_s=3600.0,
+                fetch_s=0.0,
+                kept_until=None,
+                kept_file=None,
+                stores=stores,
+            )
+        )
+    return lines
