@@ -52,7 +52,7 @@ class Head:
             missing=manifest.missing,
             note=manifest.origin.note,
             files={a.path: a.size_bytes for a in manifest.artifacts},
-            drift=dict(manifest.correspondence.counts) if manifest.correspondence else None,
+            drift={str(k): n for k, n in manifest.correspondence.counts.items()} if manifest.correspondence else None,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from scholaria_ops.catalogue.artifacts import Artifact
 from scholaria_ops.catalogue.commit import Staging, staging
 from scholaria_ops.catalogue.evidence.base import StoreName
+from scholaria_ops.catalogue.evidence.correspondence import Correspondence
 from scholaria_ops.catalogue.evidence.postgres import DatabaseEvidence, LargeObjects, PostgresEvidence
 from scholaria_ops.catalogue.evidence.qdrant import QdrantEvidence
 from scholaria_ops.catalogue.evidence.redis import RedisEvidence
@@ -77,7 +78,9 @@ def qdrant_evidence(at: datetime) -> QdrantEvidence:
     )
 
 
-def fill(stage: Staging, at: datetime, *, missing: tuple[StoreName, ...] = (), tier: Tier = "manual", size: int = 1000) -> Manifest:
+def fill(
+    stage: Staging, at: datetime, *, missing: tuple[StoreName, ...] = (), tier: Tier = "manual", size: int = 1000, drift: int | None = None
+) -> Manifest:
     """Write artifacts of made-up bytes into a staging directory and return the manifest that names them."""
     artifacts = []
     for store, (kind, pattern) in FILES.items():
@@ -111,6 +114,22 @@ def fill(stage: Staging, at: datetime, *, missing: tuple[StoreName, ...] = (), t
         redis=None if "redis" in missing else StorePart[RedisEvidence](evidence=redis_evidence(at), **common),
         qdrant=None if "qdrant" in missing else StorePart[QdrantEvidence](evidence=qdrant_evidence(at), **common),
         artifacts=tuple(artifacts),
+        correspondence=None if drift is None else _correspondence(at, drift),
+    )
+
+
+def _correspondence(at: datetime, drift: int) -> Correspondence:
+    """``drift`` rows that have no point."""
+    return Correspondence(
+        at=at,
+        table="rag_contextitem",
+        collection="documents",
+        rows=100 + drift,
+        points=100,
+        counts={"row without point": drift, "point without row": 0, "other context": 0, "other text": 0},
+        examples={},
+        texts_compared=10,
+        largest_point=100,
     )
 
 
@@ -123,11 +142,12 @@ def make_set(
     tier: Tier = "manual",
     verified: bool = False,
     size: int = 1000,
+    drift: int | None = None,
 ) -> BackupSet:
     """A sealed (or partial) set taken ``at``; with its record of sealing, and of a passed verification if asked for."""
     set_id = set_id or label(at, UTC)
     with staging(catalogue.layout, set_id) as stage:
-        sealed = stage.seal(fill(stage, at, missing=missing, tier=tier, size=size), "how to restore")
+        sealed = stage.seal(fill(stage, at, missing=missing, tier=tier, size=size, drift=drift), "how to restore")
     catalogue.records.append(set_id, "sealed", sums_sha256=sealed.sums_sha256, cut_at=at.isoformat())
     if verified:
         catalogue.records.append(set_id, "verified", level="hash", passed=True)

@@ -38,7 +38,7 @@ def test_ages_sizes_and_rehearsals_are_those_of_the_sets(services: Services) -> 
     catalogue = services.catalogue
     proven = make_set(catalogue, NOW, tier="daily", verified=True)
     rehearsed(catalogue, proven.id, "proven", NOW + timedelta(hours=1), rto_s=31.5)
-    make_set(catalogue, NOW + timedelta(days=1), tier="daily", size=2000)
+    make_set(catalogue, NOW + timedelta(days=1), tier="daily", size=2000, drift=3)
     make_set(catalogue, NOW + timedelta(days=1, hours=1), missing=("redis",))
     registry, _ = registry_of(lambda: standing_of(look(services), NOW + timedelta(days=2)))
     found = exposed(generate_latest(registry).decode())
@@ -54,6 +54,7 @@ def test_ages_sizes_and_rehearsals_are_those_of_the_sets(services: Services) -> 
     assert found[key("scholaria_rehearsal_store_rto_seconds", source="local", store="redis")] == 1.5
     assert found[key("scholaria_rehearsal_proven", source="local")] == 1
     assert found[key("scholaria_partial_sets")] == 1
+    assert found[key("scholaria_newest_set_drift_items", tier="daily", what="row without point")] == 3
     assert found[key("scholaria_disk_free_bytes")] > 0
 
 
