@@ -38,8 +38,8 @@ lint: setup
 test: lint ## Lints, strict types and the whole suite on real servers
 	$(PY) -m pytest -n 3 --dist loadfile
 
-bench: setup ## Measure against doing it by hand (takes minutes, needs about 6 GB of disk)
-	@exec $(PY) -m benchmarks
+bench: setup ## Measure time and memory against doing it by hand (20 minutes, 40 GB of disk; BENCH=--quick looks whether it works)
+	@exec $(PY) -m benchmarks $(BENCH)
 
 clean: stop ## Remove the environment, the demo and Dagster's history
 	rm -rf $(VENV) .demo .dagster

@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, interrupted)
     try:
         with showing_progress() as progress:
-            if options.memory:
-                memory(options, progress)
-            else:
+            if options.only != "memory":
                 speed(options, progress)
+            if options.only != "speed":
+                memory(options, progress)
     except KeyboardInterrupt:
         err.print("stopped; servers and files of the benchmark are gone")
         return 130
@@ -58,9 +58,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--factor", type=float, default=1.0, help="size of the data; 1 is about 410 MB in PostgreSQL, 0.4 GB in Qdrant")
     parser.add_argument("--runs", type=int, default=3, help="rounds; medians are taken over them")
-    parser.add_argument("--quick", action="store_true", help=f"factor {_QUICK_FACTOR}, one round, no report: does it all still work?")
-    parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
-    parser.add_argument("--factors", type=float, nargs="+", default=list(_MEMORY_FACTORS), help="sizes for --memory")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"factor {_QUICK_FACTOR}, one round of speed, no report: does it all still work?"
+    )
+    parser.add_argument("--only", choices=("speed", "memory"), help="measure one of the two only")
+    parser.add_argument("--factors", type=float, nargs="+", default=list(_MEMORY_FACTORS), help="sizes at which memory is measured")
     parser.add_argument("--no-vector-index", action="store_true", help="seed Qdrant without building its index, which takes minutes")
     parser.add_argument(
         "--patience", type=float, default=60.0, help="seconds to wait before a run for others to leave the processors alone"
@@ -70,6 +72,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.quick:
         options.factor, options.runs, options.patience, options.no_vector_index = _QUICK_FACTOR, 1, 0.0, True
+        options.only = options.only or "speed"
     elif options.report is None:
         options.report = _REPORT
     return options
@@ -86,7 +89,7 @@ def speed(options: argparse.Namespace, progress: Progress) -> None:
             progress.say(f"round {number} of {options.runs}")
             bench.round(number)
         context = _context(made, bench, options.factor)
-    goals = speed_goals(bench.series)
+    goals = speed_goals(bench.series, aws.start_s)
     print_speed(bench.series, goals)
     if options.report:
         write_section(options.report, "speed", speed_section(bench.series, goals, context))

@@ -22,7 +22,31 @@ BY_HAND, BARE, OURS = "by hand", "bare tools, parallel", "scholaria-ops backup"
 BARE_RESTORE, REHEARSAL = "bare restores, parallel", "scholaria-ops rehearse"
 AWS_UP, SHIP, AWS_DOWN, FETCH = "aws s3 cp, up", "scholaria-ops ship", "aws s3 cp, down", "scholaria-ops fetch"
 AWS_PROVEN = "aws s3 cp up, down, sha256sum"
-ALL = (BY_HAND, BARE, OURS, BARE_RESTORE, REHEARSAL, AWS_UP, AWS_DOWN, AWS_PROVEN, SHIP, FETCH)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One way of doing a piece of work. ``letter`` groups what is compared; ``gives`` says what one has afterwards."""
+
+    name: str
+    letter: str
+    gives: str
+
+
+#: In the order of the report. A new case is a line here, a step in :data:`STEPS` that adds its runs, and its goals in ``goals.py``.
+CASES = (
+    Case(BY_HAND, "a", "two PostgreSQL dumps, RDB, snapshots, checksums, readable by gzip"),
+    Case(BARE, "b", "three files, nothing checked"),
+    Case(OURS, "c", "a sealed set with evidence of all content, every artifact read back and opened"),
+    Case(BARE_RESTORE, "d", "servers with data, nothing compared (their start is not counted)"),
+    Case(REHEARSAL, "d", "servers started, restored, every row, key and point compared, servers removed"),
+    Case(AWS_UP, "e", "files in a bucket"),
+    Case(AWS_DOWN, "e", "files on disk"),
+    Case(AWS_PROVEN, "e", "files in a bucket, known to be right"),
+    Case(SHIP, "e", "a set in a bucket, every byte read back and compared, committed last"),
+    Case(FETCH, "e", "a set on disk, every byte checked, sealed"),
+)
+ALL = tuple(case.name for case in CASES)
 
 
 @dataclass
@@ -40,20 +64,20 @@ class Bench:
     def round(self, number: int) -> None:
         """Every case once. The set that is taken here is the one that is restored, shipped and fetched."""
         with self._directory("hand") as out:
-            self._add(BY_HAND, lambda: self._script("by_hand.sh", out))
+            self.add(BY_HAND, lambda: self._script("by_hand.sh", out))
             self.sizes[BY_HAND] = _size(out)
         with self._directory("bare") as out:
-            self._add(BARE, lambda: self._script("bare_dump.sh", out))
+            self.add(BARE, lambda: self._script("bare_dump.sh", out))
             self.sizes[BARE] = _size(out)
-        self._add(OURS, self._backup)
+        self.add(OURS, self._backup)
         taken = self._newest()
         self.sizes[OURS] = _size(taken.directory)
-        self._bare_restore(taken)
-        self._add(REHEARSAL, lambda: self._rehearse(taken))
-        self._offsite(taken, f"round-{number}")
+        for step in STEPS:
+            step(self, taken, number)
         shutil.rmtree(taken.directory)
 
-    def _add(self, name: str, case: Callable[[], Run]) -> None:
+    def add(self, name: str, case: Callable[[], Run]) -> None:
+        """Run a case once the machine is quiet, and keep what it took under its name."""
         busy = settle(self.patience_s, say=self.progress.say)
         run = case()
         self.series[name].runs.append(Run(run.seconds, run.parts, run.peak_anon, busy))
@@ -97,6 +121,11 @@ class Bench:
 
     # -- restores ------------------------------------------------------------------------------------------------------
 
+    def restores(self, taken: BackupSet, _number: int) -> None:
+        """The set into fresh servers: by the bare tools, and as a rehearsal."""
+        self._bare_restore(taken)
+        self.add(REHEARSAL, lambda: self._rehearse(taken))
+
     def _bare_restore(self, taken: BackupSet) -> None:
         stack = self.stage.servers.stack
         with Sandbox(self.stage.sandboxes, self.stage.tools, label="bare") as box:
@@ -107,7 +136,7 @@ class Bench:
                 ended = timed(["bash", str(HERE / "scripts" / "bare_restore.sh")], {**env, "SET": str(taken.directory)})
                 return Run(ended.seconds, steps(ended.output))
 
-            self._add(BARE_RESTORE, restore)
+            self.add(BARE_RESTORE, restore)
             with postgres.connect(stack.postgres.dbname) as connection:
                 found = connection.execute("SELECT count(*) FROM rag_contextitem").fetchone()
             if found != (stack.rows["rag_contextitem"],):
@@ -115,11 +144,13 @@ class Bench:
 
     # -- offsite -------------------------------------------------------------------------------------------------------
 
-    def _offsite(self, taken: BackupSet, prefix: str) -> None:
+    def offsite(self, taken: BackupSet, number: int) -> None:
+        """The set to a bucket and back: by ``aws``, and shipped and fetched."""
+        prefix = f"round-{number}"
         self._aws(taken, prefix)
-        self._add(SHIP, lambda: self._ship(taken, prefix))
+        self.add(SHIP, lambda: self._ship(taken, prefix))
         elsewhere = self.stage.root / "fetched"
-        self._add(FETCH, lambda: self._fetch(taken, prefix, elsewhere))
+        self.add(FETCH, lambda: self._fetch(taken, prefix, elsewhere))
         shutil.rmtree(elsewhere)
         timed(self.aws.remove(f"s3://{BUCKET}/{prefix}/", self.stage.servers.s3.endpoint_url), self.stage.aws_environment())
 
@@ -132,8 +163,8 @@ class Bench:
             ended = timed(self.aws.copy(source, target, self.stage.servers.s3.endpoint_url), env)
             return Run(ended.seconds)
 
-        self._add(AWS_UP, lambda: copy(str(taken.directory), there))
-        self._add(AWS_DOWN, lambda: copy(there, str(back)))
+        self.add(AWS_UP, lambda: copy(str(taken.directory), there))
+        self.add(AWS_DOWN, lambda: copy(there, str(back)))
         check = timed(["sha256sum", "--check", "--quiet", str(taken.directory / "SHA256SUMS")], {}, cwd=back)
         up, down = self.series[AWS_UP].runs[-1], self.series[AWS_DOWN].runs[-1]
         parts = {"up": up.seconds, "down": down.seconds, "sha256sum": check.seconds}
@@ -149,6 +180,10 @@ class Bench:
         env = self.stage.product_environment(self.stage.env_file(into, prefix=prefix))
         ended = timed(self._product("fetch", taken.id), env, watch=True)
         return Run(ended.seconds, phases.of_transfer(taken.id, "fetched", self._records(into), ended), ended.peak_anon)
+
+
+#: What a round does with the set that it took, one after the other; each adds the runs of its cases.
+STEPS: tuple[Callable[[Bench, BackupSet, int], None], ...] = (Bench.restores, Bench.offsite)
 
 
 def product(stage: Stage) -> list[str]:

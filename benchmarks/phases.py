@@ -8,6 +8,9 @@ from benchmarks.measure import Ended
 from scholaria_ops.catalogue.records import Event, Record, Records
 from scholaria_ops.catalogue.sets import BackupSet
 
+#: Until the last byte of the payload was accepted; files that were sent earlier are read back meanwhile.
+SENDING = "sending"
+
 
 def of_backup(backup_set: BackupSet, records: Records, ended: Ended) -> dict[str, float]:
     """Phases of ``scholaria-ops backup``; the three stores run side by side."""
@@ -42,11 +45,9 @@ def of_transfer(set_id: str, event: Event, records: Records, ended: Ended) -> di
     record = _last(records, set_id, event)
     seconds = float(record.detail["seconds"])
     begun = record.at - timedelta(seconds=seconds)
-    return {
-        "start, Dagster": _between(ended.started_at, begun),
-        "transfer and proof": seconds,
-        "Dagster, end": _between(record.at, ended.ended_at),
-    }
+    sending_s = float(record.detail.get("sending_s", 0.0))
+    transfer = {SENDING: sending_s, "the last read back, commit": seconds - sending_s} if sending_s else {"transfer and proof": seconds}
+    return {"start, Dagster": _between(ended.started_at, begun), **transfer, "Dagster, end": _between(record.at, ended.ended_at)}
 
 
 def _last(records: Records, set_id: str, event: Event) -> Record:

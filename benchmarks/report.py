@@ -16,30 +16,7 @@ from scholaria_ops.cli.output import out, print_table
 from scholaria_ops.humane import human_bytes
 from scholaria_ops.sandbox.sample import SampleStack
 
-_LETTERS = {
-    cases.BY_HAND: "a",
-    cases.BARE: "b",
-    cases.OURS: "c",
-    cases.BARE_RESTORE: "d",
-    cases.REHEARSAL: "d",
-    cases.AWS_UP: "e",
-    cases.AWS_DOWN: "e",
-    cases.AWS_PROVEN: "e",
-    cases.SHIP: "e",
-    cases.FETCH: "e",
-}
-_GAINS = {
-    cases.BY_HAND: "two PostgreSQL dumps, RDB, snapshots, checksums, readable by gzip",
-    cases.BARE: "three files, nothing checked",
-    cases.OURS: "a sealed set with evidence of all content, every artifact read back and opened",
-    cases.BARE_RESTORE: "servers with data, nothing compared (their start is not counted)",
-    cases.REHEARSAL: "servers started, restored, every row, key and point compared, servers removed",
-    cases.AWS_UP: "files in a bucket",
-    cases.AWS_DOWN: "files on disk",
-    cases.AWS_PROVEN: "files in a bucket, known to be right",
-    cases.SHIP: "a set in a bucket, every byte read back and compared, committed last",
-    cases.FETCH: "a set on disk, every byte checked, sealed",
-}
+_CASES = {case.name: case for case in cases.CASES}
 _TEMPLATE = """# Benchmarks
 
 What this product costs in time and memory beside doing the same work by hand and by the bare tools.
@@ -88,7 +65,8 @@ def _ran(series: Mapping[str, Series]) -> list[Series]:
 
 def _row(s: Series) -> list[str]:
     peak = human_bytes(s.peak_anon) if s.peak_anon else "–"
-    return [_LETTERS[s.name], s.name, f"{s.median:.2f}", f"{s.fastest:.2f}", f"{s.slowest:.2f}", peak, _GAINS[s.name]]
+    case = _CASES[s.name]
+    return [case.letter, s.name, f"{s.median:.2f}", f"{s.fastest:.2f}", f"{s.slowest:.2f}", peak, case.gives]
 
 
 def speed_section(series: Mapping[str, Series], goals: Sequence[Goal], context: Context) -> str:

@@ -48,6 +48,7 @@ def test_every_case_runs_and_the_report_keeps_what_people_wrote(tmp_path: Path, 
         "verify (readable)",
         "pg_restore",
         "postgres load",
+        "sending",
         "transfer and proof",
     ):
         assert phase in text

@@ -35,7 +35,8 @@ def backup(
     request = BackupRequest(tier=check_tier(tier), note=note, requested_by=by)
     with open_instance() as instance:
         set_id = reserve(here, request, taken=known_partitions(instance))
-    run_id = run("backup", partition=set_id, config={"take_backup": {"config": {"tier": tier, "note": note, "requested_by": by}}})
+        config = {"tier": tier, "note": note, "requested_by": by}
+        run_id = run("backup", partition=set_id, config={"take_backup": {"config": config}}, instance=instance)
     _show(here.catalogue.find(set_id), run_id, as_json)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,10 @@ from scholaria_ops.operations.auditing import Actor
 from scholaria_ops.operations.services import Services, make_services
 from scholaria_ops.progress import Progress
 from scholaria_ops.settings import load_settings
+from scholaria_ops.startup import importing
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text")]
 SetArgument = Annotated[str, typer.Argument(metavar="SET", help="`latest` (newest verified), an id, or the path of a set's directory")]
@@ -23,15 +27,27 @@ def services(progress: Progress | None = None) -> Services:
     return make_services(load_settings(), progress=progress, actor=Actor("command line"))
 
 
-def run(job: str, *, partition: str | None = None, config: Mapping[str, Any] | None = None, progress: Progress | None = None) -> str:
-    """Run a job with progress shown; returns its run id. Errors are those of the operation."""
-    from scholaria_ops.definitions import defs
-    from scholaria_ops.pipeline.runner import open_instance, run_job
+def run(
+    job: str,
+    *,
+    partition: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    instance: DagsterInstance | None = None,
+) -> str:
+    """Run a job with progress shown; returns its run id. Errors are those of the operation.
 
+    ``instance`` is Dagster's, if the caller has it open already (opening it takes a moment).
+    """
+    with importing():
+        from scholaria_ops.definitions import defs
+        from scholaria_ops.pipeline.runner import open_instance, run_job
+
+        definition = defs.resolve_job_def(job)
     with contextlib.ExitStack() as stack:
         shown = progress or stack.enter_context(showing_progress())
-        instance = stack.enter_context(open_instance())
-        return run_job(defs.resolve_job_def(job), instance, progress=shown, partition=partition, config=config)
+        opened = instance or stack.enter_context(open_instance())
+        return run_job(definition, opened, progress=shown, partition=partition, config=config)
 
 
 def when(instant: Any) -> str:

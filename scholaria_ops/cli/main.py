@@ -25,6 +25,7 @@ from scholaria_ops.errors import (
 )
 from scholaria_ops.operations.health.findings import Unhealthy
 from scholaria_ops.settings import ENV_FILE_VARIABLE
+from scholaria_ops.startup import about_to_end, frugal_memory, importing
 
 #: As shells report a program that Ctrl-C ended.
 _STOPPED = 130
@@ -83,7 +84,9 @@ def main() -> None:
 
     try:
         signal.signal(signal.SIGTERM, stop)
-        from scholaria_ops.cli import commands  # noqa: F401 - registers the commands
+        frugal_memory()
+        with importing():
+            from scholaria_ops.cli import commands  # noqa: F401 - registers the commands
 
         # Outside its standalone mode the framework *returns* the code of an early end, an interruption among them.
         result = app(standalone_mode=False)
@@ -105,6 +108,8 @@ def main() -> None:
             raise
         show()
         sys.exit(getattr(exc, "exit_code", 2))
+    finally:
+        about_to_end()
 
 
 def _complain(error: OpsError) -> None:

@@ -83,7 +83,8 @@ class ShipReport:
     """The outcome of :meth:`OffsiteTarget.upload_set`: the set is complete and confirmed.
 
     ``size_bytes`` is the whole set, ``sent_bytes`` what went over the wire this time, ``seconds`` the wall clock of
-    everything including the confirmation.
+    everything including the confirmation, ``sending_s`` until the last byte of the payload was accepted (files that
+    were sent earlier are read back meanwhile).
     """
 
     name: str
@@ -94,6 +95,7 @@ class ShipReport:
     seconds: float
     already_there: bool
     warnings: tuple[str, ...] = ()
+    sending_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,6 @@ target, and must not appear on the live server.
 
 from __future__ import annotations
 
-import psycopg
-import redis as redis_client
-
 from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.errors import OpsError, Refused
 from scholaria_ops.sandbox.postgres import PostgresServer
@@ -42,6 +39,8 @@ def check_isolation(store: StoreName, settings: Settings, target: object) -> Non
 def _same_postgres(settings: Settings, target: Server) -> bool:
     if not isinstance(target, PostgresServer):
         raise Refused("the target is no PostgreSQL server of the sandbox", store="postgres")
+    import psycopg
+
     live = settings.postgres
     try:
         with psycopg.connect(
@@ -62,6 +61,8 @@ def _same_postgres(settings: Settings, target: Server) -> bool:
 def _same_redis(settings: Settings, target: Server) -> bool:
     if not isinstance(target, RedisServer):
         raise Refused("the target is no Redis server of the sandbox", store="redis")
+    import redis as redis_client
+
     live = settings.redis
     try:
         with redis_client.Redis(

@@ -93,6 +93,7 @@ def _upload(services: Services, entry: Entry, backup_set: BackupSet, *, reread: 
         bytes=report.size_bytes,
         sent_bytes=report.sent_bytes,
         seconds=round(report.seconds, 3),
+        sending_s=round(report.sending_s, 3),
         confirmed_by="earlier run" if report.already_there and not reread else services.settings.s3_confirm,
         # Out of the house with the record: whoever rewrites the audit log here cannot rewrite this too.
         audit=services.audit_log.head().as_detail(),

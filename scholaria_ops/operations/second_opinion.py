@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-
-import psycopg
-from psycopg import sql
+from typing import TYPE_CHECKING
 
 from scholaria_ops.catalogue.evidence.base import Difference
 from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence
@@ -21,6 +19,9 @@ from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.sandbox.redis import RedisServer
 from scholaria_ops.stores.postgres.names import qualified
+
+if TYPE_CHECKING:
+    import psycopg
 
 _TABLES = """
 SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -47,6 +48,8 @@ def second_opinion(target: object, evidence: object) -> list[Difference]:
 
 
 def _postgres(target: PostgresServer, evidence: PostgresEvidence) -> Iterator[Difference]:
+    from psycopg import sql
+
     with target.connect(evidence.database.name) as link, link.cursor() as cursor:
         for schema, name in cursor.execute(_TABLES).fetchall():
             known = evidence.tables.get(qualified(schema, name))

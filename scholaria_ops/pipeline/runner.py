@@ -18,6 +18,7 @@ from scholaria_ops.errors import Cancelled, ConfigError, OpsError
 from scholaria_ops.pipeline.partitions import add_partition
 from scholaria_ops.pipeline.resources import COMMAND_LINE, STARTED_BY, reporting_to
 from scholaria_ops.progress import Progress
+from scholaria_ops.startup import importing
 
 _CONFIG_NAME = "dagster.yaml"
 #: What the web server calls our repository; with it on a run, the job's page in the UI lists the run.
@@ -49,7 +50,9 @@ def open_instance(home: Path | None = None) -> Iterator[dg.DagsterInstance]:
     """The Dagster instance that the UI of ``home`` shows. Relative paths in its configuration are relative to ``home``."""
     home = home or dagster_home()
     overrides = _absolute_paths(home)
-    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=overrides)) as instance:
+    with importing():  # Dagster loads its database layer only now
+        opened = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=overrides))
+    with opened as instance:
         yield instance
 
 

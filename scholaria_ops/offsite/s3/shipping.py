@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,12 +55,13 @@ class Shipping:
         self._guard = guard
         self._progress = progress
         self._ship = shipment
+        self._one_at_a_time = threading.Lock()
         self._up = f"offsite: upload {shipment.name}"
         self._back = f"offsite: read back {shipment.name}"
 
     def run(self) -> ShipReport:
         """Ship, confirm, commit. See ``OffsiteTarget.upload_set`` for the promises."""
-        began = time.monotonic()
+        began = self._sent_at = time.monotonic()
         ship = self._ship
         committed = self._committed()
         if committed and ship.existing == "trust" and self._all_listed():
@@ -74,6 +77,7 @@ class Shipping:
             time.monotonic() - began,
             already_there=all(s.skipped for s in shipped),
             warnings=tuple(ship.warnings),
+            sending_s=self._sent_at - began,
         )
 
     def _committed(self) -> bool:
@@ -143,8 +147,12 @@ class Shipping:
         if listed is not None and listed.size_bytes == file.size_bytes and (by := self._holds(file)):
             self._progress.advance(self._up, file.size_bytes)
             return self._shipped(file, skipped=True, confirmed_by=by, confirm_s=time.monotonic() - began)
-        sent = self._sender.send(self._ship.directory / file.path, file, self._ship.folder + file.path)
+        # The largest first and with all lanes, so that it is read back while the others are still being sent.
+        with self._one_at_a_time if file.size_bytes > self._wire.options.part_size else contextlib.nullcontext():
+            sent = self._sender.send(self._ship.directory / file.path, file, self._ship.folder + file.path)
         sent_at = time.monotonic()
+        if file.path not in self._ship.last:
+            self._sent_at = max(self._sent_at, sent_at)
         by = self._confirm(file, sent)
         return self._shipped(file, skipped=False, confirmed_by=by, upload_s=sent_at - began, confirm_s=time.monotonic() - sent_at)
 

@@ -23,7 +23,7 @@ from scholaria_ops.stores.qdrant.load import alias_actions
 from scholaria_ops.stores.qdrant.measure import Limits, Look, aliases_of, collections_of, measure_collection
 from scholaria_ops.stores.qdrant.names import file_name
 from scholaria_ops.stores.qdrant.points import RestSource
-from scholaria_ops.stores.qdrant.preflight import largest_expected, whole_node
+from scholaria_ops.stores.qdrant.preflight import expected_sizes, whole_node
 from scholaria_ops.stores.qdrant.rest import NotFound, Rest
 from scholaria_ops.stores.qdrant.scratch import Scratch, unfit
 from scholaria_ops.stores.qdrant.snapshot import ServerSnapshot, make
@@ -50,11 +50,13 @@ def dump(connection: QdrantConnection, into: Path, set_id: str, ctx: Context, op
         cluster = whole_node(connection, inner, names)
         rest = stack.enter_context(Rest(cluster.node, cancel=inner.cancel))
         problem = unfit(inner.tools, rest.version)
-        scratch = None if problem else stack.enter_context(Scratch(inner, largest=largest_expected(rest, names)))
+        sizes = expected_sizes(rest, names)
+        scratch = None if problem else stack.enter_context(Scratch(inner, largest=max(sizes.values(), default=0)))
         directory = make_private_dir(into / f"qdrant_{set_id}")
         run = _Run(rest, scratch, directory, set_id, inner, options)
         warnings = [f"evidence measured on the live server: {problem}"] if problem else []
-        artifacts, collections = run.all_of(names)
+        # The largest last: the others are measured while the server makes that one.
+        artifacts, collections = run.all_of(sorted(names, key=lambda name: sizes.get(name, 0)))
         aliases = aliases_of(rest)
         appeared = sorted(set(collections_of(rest)) - collections.keys())
         if appeared:
@@ -103,7 +105,7 @@ def _linked(outer: CancelToken) -> Iterator[CancelToken]:
 
 
 class _Run:
-    """One dump under way. This thread asks for snapshots; a second one downloads, removes and measures them."""
+    """One dump under way. This thread asks for snapshots; a second one downloads and measures them, a third removes them."""
 
     def __init__(self, rest: Rest, scratch: Scratch | None, directory: Path, set_id: str, ctx: Context, options: Options) -> None:
         self._rest = rest
@@ -113,25 +115,28 @@ class _Run:
         self._ctx = ctx
         self._options = options
         self._room = threading.BoundedSemaphore(_ON_SERVER)
+        self._removing = concurrent.futures.ThreadPoolExecutor(1, "qdrant-remove")
         self._failing = threading.Lock()
         self._failure: BaseException | None = None
         self.cut_at = datetime.now(UTC)
         self.warnings: list[str] = []
 
     def all_of(self, names: list[str]) -> tuple[list[Artifact], dict[str, CollectionEvidence]]:
-        """Artifacts and evidence of all collections, in the order of ``names``. Of several failures the first is raised."""
+        """Artifacts and evidence of all collections, by name; taken in the order of ``names``. Of several failures the first is raised."""
         made: list[ServerSnapshot] = []
         try:
-            results = self._both_threads(names, made)
+            results = self._all_threads(names, made)
         except BaseException as exc:  # noqa: BLE001 - raised again: it, or what failed before it
             raise self._note_failure(exc) from None
         finally:
             for snapshot in made:
                 self._remove(snapshot)
+        results.sort(key=lambda result: result[1].name)
         return [artifact for artifact, _ in results], {measured.name: measured for _, measured in results}
 
-    def _both_threads(self, names: list[str], made: list[ServerSnapshot]) -> list[tuple[Artifact, CollectionEvidence]]:
-        with concurrent.futures.ThreadPoolExecutor(1, "qdrant-dump") as pool:
+    def _all_threads(self, names: list[str], made: list[ServerSnapshot]) -> list[tuple[Artifact, CollectionEvidence]]:
+        # Leaving the block waits for both pools; what was downloaded is removed from the server even then.
+        with self._removing, concurrent.futures.ThreadPoolExecutor(1, "qdrant-dump") as pool:
             try:
                 futures = []
                 self._ctx.at_the_cut()
@@ -168,7 +173,7 @@ class _Run:
             return None
 
     def _take_in(self, snapshot: ServerSnapshot) -> tuple[Artifact, CollectionEvidence]:
-        """Download, remove from the server, measure (in the second thread)."""
+        """Download, have it removed from the server, measure (in the second thread)."""
         try:
             return self._downloaded(snapshot)
         except BaseException as exc:
@@ -188,8 +193,7 @@ class _Run:
                 timeout_s=options.timeout_s,
             )
         finally:
-            self._remove(snapshot)
-            self._room.release()
+            self._removing.submit(self._make_room, snapshot)
         measured = self._measure(snapshot, self._directory / name)
         ctx.progress.finish(task, f"{measured.points:,} points")
         return artifact, measured.model_copy(update={"snapshot": snapshot.facts})
@@ -217,6 +221,13 @@ class _Run:
                 store="qdrant",
             )
         return measured
+
+    def _make_room(self, snapshot: ServerSnapshot) -> None:
+        """Remove a downloaded snapshot, which takes the server a moment, and let the next one be made (in the third thread)."""
+        try:
+            self._remove(snapshot)
+        finally:
+            self._room.release()
 
     def _remove(self, snapshot: ServerSnapshot) -> None:
         left = snapshot.remove()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from scholaria_ops.cancel import CancelToken
@@ -13,9 +14,12 @@ from scholaria_ops.stores.qdrant import canon, wire
 from scholaria_ops.stores.qdrant.canon import PointId
 from scholaria_ops.stores.qdrant.rest import Rest, at
 
-#: A page should weigh about this much on the wire: large enough to be fast, small enough to keep memory flat.
-_PAGE_BYTES = 6 << 20
+#: A page should weigh about this much on the wire: large enough to be fast (1 MB is a little slower, 6 MB no faster), small
+#: enough to keep memory flat.
+_PAGE_BYTES = 2 << 20
 _MAX_PAGE = 10_000
+#: Requests for pages that are under way at once: each may hold a page in memory.
+_PAGES_AHEAD = 3
 #: What a payload is taken for until it has been seen, and the text of a float in JSON.
 _PAYLOAD_BYTES = 2048
 _JSON_FLOAT_BYTES = 13
@@ -94,10 +98,11 @@ def warm_up() -> None:
 
 
 class GrpcSource:
-    """Points as protocol buffers, from a server on this host whose gRPC port is known.
+    """Points as protocol buffers, from a server on this host whose gRPC port is known, and whose points nobody changes.
 
-    The next page is under way while one is being looked at. Answers are asked for uncompressed: a server that may
-    compress does, and then needs thirty times as long (measured on loopback with vectors).
+    Several pages are under way while one is being looked at: where each begins is known beforehand, by reading the ids
+    alone. Measured with 40,000 points of 1,536 dimensions on two cores: 1.2 s, one page after the other 2.0 s. Answers are
+    asked for uncompressed: a server that may compress does, and then needs thirty times as long (with vectors).
     """
 
     fast_vectors = True
@@ -108,9 +113,23 @@ class GrpcSource:
         self._cancel = cancel
 
     def pages(self, wanted: Wanted) -> Iterator[list[Point]]:
+        with self._scrolling(wanted.collection) as scroll:
+            starts = scroll.starts(wanted)
+            pending: deque[Any] = deque()
+            for number, start in enumerate(starts):
+                while len(pending) < _PAGES_AHEAD and number + len(pending) < len(starts):
+                    pending.append(scroll.ask(wanted, starts[number + len(pending)]))
+                answer = scroll.answer(pending.popleft())
+                after = starts[number + 1] if number + 1 < len(starts) else None
+                page, following = _taken_apart(answer, wanted.collection)
+                if following != after or (page and start is not None and page[0].id != start):
+                    raise StoreError(f"the points of {wanted.collection!r} changed while they were read", store="qdrant")
+                yield page
+
+    @contextlib.contextmanager
+    def _scrolling(self, collection: str) -> Iterator[_Scroll]:
         import grpc
 
-        size = wanted.page(5)
         channel = grpc.insecure_channel(
             self._address,
             options=[
@@ -123,32 +142,58 @@ class GrpcSource:
             stack.callback(channel.close)
             if self._cancel is not None:
                 stack.enter_context(self._cancel.on_cancel(channel.close))
-            scroll = channel.unary_unary(wire.SCROLL, request_serializer=bytes, response_deserializer=bytes)
+            call = channel.unary_unary(wire.SCROLL, request_serializer=bytes, response_deserializer=bytes)
+            yield _Scroll(call, collection, self._address, self._metadata, self._cancel)
 
-            def ask(offset: PointId | None) -> Any:
-                request = wire.scroll_request(wanted.collection, limit=size, payload=wanted.payloads, vectors=wanted.vectors, offset=offset)
-                return scroll.future(request, timeout=300, metadata=self._metadata)
 
-            pending = ask(None)
-            while pending is not None:
-                answer = self._answer(pending, wanted.collection)
-                try:
-                    offset = wire.next_offset(answer)
-                    pending = None if offset is None else ask(offset)
-                    page = [Point(*found) for found in wire.points(answer)]
-                except wire.Malformed as exc:
-                    raise StoreError(f"the points of {wanted.collection!r} cannot be read: {exc}", store="qdrant") from exc
-                yield page
+@dataclass(frozen=True)
+class _Scroll:
+    """Scroll requests on one open channel."""
 
-    def _answer(self, pending: Any, collection: str) -> bytes:
+    call: Any
+    collection: str
+    address: str
+    metadata: tuple[tuple[str, str], ...]
+    cancel: CancelToken | None
+
+    def ask(self, wanted: Wanted, start: PointId | None, *, limit: int | None = None) -> Any:
+        """Send a request; the answer is fetched by :meth:`answer`."""
+        request = wire.scroll_request(
+            self.collection, limit=limit or wanted.page(5), payload=wanted.payloads, vectors=wanted.vectors, offset=start
+        )
+        return self.call.future(request, timeout=300, metadata=self.metadata)
+
+    def starts(self, wanted: Wanted) -> list[PointId | None]:
+        """The id that each page begins with, None for the first. Pages of the ids alone are small, and come fast."""
+        ids = replace(wanted, payloads=False, vectors=False)
+        size = wanted.page(5)
+        pages_at_once = max(1, ids.page(5) // size)
+        starts: list[PointId | None] = [None]
+        while True:
+            page, following = _taken_apart(self.answer(self.ask(ids, starts[-1], limit=pages_at_once * size)), self.collection)
+            starts += [point.id for point in page[size::size]]
+            if following is None:
+                return starts
+            starts.append(following)
+
+    def answer(self, pending: Any) -> bytes:
+        """The answer to a request; an error of the server is a StoreError."""
         import grpc
 
         try:
             found: bytes = pending.result()
         except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as exc:
-            if self._cancel is not None:
-                self._cancel.check()
+            if self.cancel is not None:
+                self.cancel.check()
             said = exc.details() if isinstance(exc, grpc.Call) else str(exc)
             error = StoreUnavailable if isinstance(exc, grpc.Call) and exc.code() is grpc.StatusCode.UNAVAILABLE else StoreError
-            raise error(f"reading the points of {collection!r} from {self._address}: {said}", store="qdrant") from exc
+            raise error(f"reading the points of {self.collection!r} from {self.address}: {said}", store="qdrant") from exc
         return found
+
+
+def _taken_apart(answer: bytes, collection: str) -> tuple[list[Point], PointId | None]:
+    """The points of an answer, and the id that the next page begins with."""
+    try:
+        return [Point(*found) for found in wire.points(answer)], wire.next_offset(answer)
+    except wire.Malformed as exc:
+        raise StoreError(f"the points of {collection!r} cannot be read: {exc}", store="qdrant") from exc

@@ -127,15 +127,15 @@ def _look_at(info: Mapping[str, Any], name: str, found: _Findings) -> None:
     found.points += int(info.get("points_count") or 0)
 
 
-def largest_expected(rest: Rest, names: Sequence[str]) -> int:
-    """An upper estimate of the largest snapshot among these collections, in bytes."""
-    largest = 0
+def expected_sizes(rest: Rest, names: Sequence[str]) -> dict[str, int]:
+    """Collection → an upper estimate of its snapshot, in bytes."""
+    sizes = {}
     for name in names:
         try:
-            largest = max(largest, _expected(rest, name, rest.get(at(name))))
+            sizes[name] = _expected(rest, name, rest.get(at(name)))
         except NotFound:  # deleted a moment ago: the dump will tell
             continue
-    return largest
+    return sizes
 
 
 def live_bytes(rest: Rest, name: str) -> int:
