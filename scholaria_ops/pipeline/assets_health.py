@@ -65,7 +65,7 @@ def _check_metadata(findings: list[Finding]) -> Metadata:
     numbers = {key: value for f in reversed(findings) for key, value in f.numbers.items()}
     steps = list(dict.fromkeys(f.next_step for f in findings if f.next_step and f.level != "ok"))
     return {
-        **({"next step": dg.MetadataValue.md("\n".join(f"* {s}" for s in steps) if len(steps) > 1 else steps[0])} if steps else {}),
+        **({"next step": " · ".join(steps)} if steps else {}),
         **({"findings": table(_row(f) for f in findings)} if len(findings) > 1 else {}),
         **numbers,
     }

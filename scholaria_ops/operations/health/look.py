@@ -35,11 +35,10 @@ def check_health(services: Services, dispatcher: Dispatcher | OpsError) -> Healt
         findings += _safely("lock", lambda: place.lock(services, now))
         findings += _safely("tools", lambda: outside.tools(services))
         findings += _safely("alerts", lambda: telling.alerts(services))
-        found, of_sets = _sets(services, now)
+        newest, of_sets = _sets(services, now)
         findings += of_sets
         findings += _dagster(services, dispatcher, now)
         answers = asked.result()
-    newest = outside.newest_word(found) if found else None
     findings += outside.stores(answers)
     findings += outside.bucket(services, answers)
     findings += outside.clock(services, answers, newest, now)
@@ -58,7 +57,8 @@ def _safely(check: str, look_at: Callable[[], Iterable[Finding]]) -> list[Findin
         return [Finding(check, "critical", f"could not be looked at: {named}{exc.strerror or type(exc).__name__}")]
 
 
-def _sets(services: Services, now: datetime) -> tuple[Look | None, list[Finding]]:
+def _sets(services: Services, now: datetime) -> tuple[datetime | None, list[Finding]]:
+    """Every check that rests upon the catalogue, and the latest instant that it names."""
     try:
         found = look(services)
         standing = standing_of(found, now)
@@ -69,7 +69,7 @@ def _sets(services: Services, now: datetime) -> tuple[Look | None, list[Finding]
     findings: list[Finding] = []
     for check, judge in _judges(services, found, standing).items():
         findings += _safely(check, judge)
-    return found, findings
+    return outside.newest_word(found, standing), findings
 
 
 def _judges(services: Services, found: Look, standing: Standing) -> Mapping[str, Callable[[], Iterable[Finding]]]:

@@ -16,7 +16,7 @@ from scholaria_ops.offsite.base import TargetFacts
 from scholaria_ops.operations.health.findings import Finding, Level, ok
 from scholaria_ops.operations.scratch import scratch_directory
 from scholaria_ops.operations.services import Services
-from scholaria_ops.operations.standing import Look
+from scholaria_ops.operations.standing import Look, Standing
 from scholaria_ops.stores.base import Context, Facts
 from scholaria_ops.stores.qdrant.scratch import program_version
 from scholaria_ops.stores.redis.info import local_version
@@ -154,9 +154,9 @@ def clock(services: Services, answers: Answers, newest: datetime | None, now: da
         yield ok("clock", said, widest_skew_s=round(widest, 3))
 
 
-def newest_word(found: Look) -> datetime | None:
+def newest_word(found: Look, standing: Standing) -> datetime | None:
     """The latest instant that a cut or a record of this disk names."""
-    instants = [e.set.manifest.cut_at for e in found.entries if e.set]
+    instants = [s.cut_at for s in standing.sets if s.cut_at]
     instants += [e.records[-1].at for e in found.entries if e.records]
     instants += [history[-1].at for history in found.histories.values() if history]
     return max(instants, default=None)

@@ -15,7 +15,7 @@ from scholaria_ops.errors import Refused
 from scholaria_ops.operations.health import CHECKS, DaemonState, HealthReport, RunState, ScheduleState, Unhealthy, check_health, outside
 from scholaria_ops.operations.health.kept import keep_report, kept_path, report_json
 from scholaria_ops.operations.services import Services, make_services
-from scholaria_ops.operations.standing import look
+from scholaria_ops.operations.standing import look, standing_of
 from scholaria_ops.operations.verify import verify
 from scholaria_ops.settings import load_settings
 from scholaria_ops_tests.catalogue.factory import make_set
@@ -117,7 +117,8 @@ def test_f71_a_store_whose_clock_differs_is_told(site: Services, ahead: float, l
 
 
 def test_f71_a_clock_that_was_set_back_is_seen_from_what_was_written_down(site: Services, pristine: BackupSet) -> None:
-    newest = outside.newest_word(look(site))
+    found_here = look(site)
+    newest = outside.newest_word(found_here, standing_of(found_here, datetime.now(UTC)))
     assert newest
     assert [f.level for f in outside.clock(site, outside.Answers(), newest, newest - timedelta(minutes=9))] == ["ok"]
     (found,) = outside.clock(site, outside.Answers(), newest, newest - timedelta(hours=3))
