@@ -11,6 +11,7 @@ from scholaria_ops.pipeline.assets_offsite import ship_offsite
 from scholaria_ops.pipeline.assets_rehearsal import restored
 from scholaria_ops.pipeline.assets_verified import verified
 from scholaria_ops.pipeline.jobs import JOBS
+from scholaria_ops.pipeline.notifications import NOTIFICATION_SENSORS
 from scholaria_ops.pipeline.resources import Estate
 from scholaria_ops.pipeline.retention import RETENTION_SENSORS
 from scholaria_ops.pipeline.schedules import SCHEDULES
@@ -21,6 +22,6 @@ defs = dg.Definitions(
     assets=[*LIVE, take_backup, verified, ship_offsite, restored, health_report],
     jobs=JOBS,
     schedules=[*SCHEDULES, *UPKEEP_SCHEDULES],
-    sensors=[*SENSORS, *RETENTION_SENSORS],
+    sensors=[*SENSORS, *RETENTION_SENSORS, *NOTIFICATION_SENSORS],
     resources={"estate": Estate()},
 )

@@ -52,6 +52,7 @@ FAULTS = {
     78: "a rehearsal that compares nothing",
     79: "killed during a rehearsal",
     81: "the schedule never ran",
+    82: "the alert channel is down",
     83: "SIGTERM or cancel in each step",
     84: "one store fails, the others succeed",
     86: "permissions",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,17 +38,23 @@ def run(
 ) -> str:
     """Run a job with progress shown; returns its run id. Errors are those of the operation.
 
+    If no daemon is there to tell people how it ended, it is told from here.
     ``instance`` is Dagster's, if the caller has it open already (opening it takes a moment).
     """
     with importing():
         from scholaria_ops.definitions import defs
+        from scholaria_ops.pipeline.notifications import tell_without_daemon
         from scholaria_ops.pipeline.runner import open_instance, run_job
 
         definition = defs.resolve_job_def(job)
     with contextlib.ExitStack() as stack:
         shown = progress or stack.enter_context(showing_progress())
         opened = instance or stack.enter_context(open_instance())
-        return run_job(definition, opened, progress=shown, partition=partition, config=config)
+        run_id = str(uuid.uuid4())
+        try:
+            return run_job(definition, opened, progress=shown, partition=partition, config=config, run_id=run_id)
+        finally:
+            tell_without_daemon(services(shown), opened, run_id)
 
 
 def when(instant: Any) -> str:

@@ -55,7 +55,9 @@ def ship_offsite(context: dg.AssetExecutionContext, config: OffsiteConfig, estat
 def shipped_metadata(shipped: Shipped) -> Metadata:
     """Bytes, seconds, MB/s, and the file table."""
     report = shipped.report
+    fresh = {"warnings_new": "\n".join(report.warnings)} if report.warnings else {}
     return {
+        **fresh,
         "where": report.where,
         "size_bytes": report.size_bytes,
         "sent_bytes": report.sent_bytes,

@@ -84,8 +84,9 @@ def run_job(
     partition: str | None = None,
     config: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
+    run_id: str | None = None,
 ) -> str:
-    """Run one job to its end in this process and return its run id.
+    """Run one job to its end in this process and return its run id (``run_id``, if one is given).
 
     Raises:
         OpsError: the very error that the operation raised inside the run.
@@ -99,6 +100,7 @@ def run_job(
             result = job.execute_in_process(
                 instance=instance,
                 partition_key=partition,
+                run_id=run_id,
                 run_config=run_config,
                 tags={**_REPOSITORY_TAG, STARTED_BY: f"{COMMAND_LINE}, {whoami()}", **(tags or {})},
             )

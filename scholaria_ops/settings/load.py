@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import ConfigError
 from scholaria_ops.settings.fence import FenceSettings
+from scholaria_ops.settings.notify import NotifySettings
 from scholaria_ops.settings.offsite import OffsiteSettings
 from scholaria_ops.settings.restore import RestoreSettings
 from scholaria_ops.settings.sets import DumpSettings, PlaceSettings, RetentionSettings, ScheduleSettings
@@ -41,11 +42,13 @@ SECTIONS = (
     OffsiteSettings,
     FenceSettings,
     RestoreSettings,
+    NotifySettings,
 )
 
 
 class Settings(
     # pydantic collects the fields of the last base first.
+    NotifySettings,
     FenceSettings,
     RestoreSettings,
     OffsiteSettings,
@@ -105,6 +108,7 @@ class Settings(
         """Every secret value, for redaction."""
         found = [v.get_secret_value() for v in self.__dict__.values() if isinstance(v, SecretStr)]
         found.append(self.redis.password.get_secret_value())
+        found += self.notify_secrets
         return tuple(s for s in found if s)
 
 
