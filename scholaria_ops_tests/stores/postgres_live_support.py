@@ -168,7 +168,7 @@ def applications(connection: PostgresConnection, number: int = 4) -> Iterator[li
             thread.join(30)
 
 
-def killed_in_child(action: Callable[[], None]) -> bool:
+def killed_in_child(action: Callable[[], object]) -> bool:
     """Run ``action`` in a forked child; whether it ended by SIGKILL (True) or came to its end (False)."""
 
     def body() -> None:

@@ -235,8 +235,8 @@ def _ours(exc: psycopg.Error, where: str) -> OpsError:
     return StoreError(f"PostgreSQL at {where}: {_words(exc)}", store="postgres")
 
 
-#: Operational errors that no repetition cures: out of disk, out of memory, a configured limit.
-_PERMANENT = {"53100", "53200", "53400"}
+#: Operational errors that no repetition cures: out of disk, out of memory, a configured limit, a file that is gone or unreadable.
+_PERMANENT = {"53100", "53200", "53400", "58030", "58P01"}
 
 
 def _words(exc: psycopg.Error) -> str:

@@ -9,7 +9,7 @@ from typing import LiteralString
 from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence, SequenceValue, TableEvidence
 from scholaria_ops.stores.live import Effect
 from scholaria_ops.stores.postgres import inventory
-from scholaria_ops.stores.postgres.live.writes import Table, count, tables, within_reach, written_since
+from scholaria_ops.stores.postgres.live.writes import Table, count, readable, tables, within_reach, written_since
 from scholaria_ops.stores.postgres.measure import TIMELINE, alembic_revision, sequences, system_identifier
 from scholaria_ops.stores.postgres.names import qualified
 from scholaria_ops.stores.postgres.session import Session
@@ -51,20 +51,31 @@ def effects(
     there = tables(session)
     for table in there:
         key, then = keys.get(table.key), evidence.tables.get(table.key)
-        if then is None:
-            yield Effect(kind="lost", what=f"table {table.key}", count=count(session, table), detail="the table is not in the set")
-        elif mark is not None:
-            yield from _by_transaction(session, table, then.rows or 0, key, mark)
-        elif measured is not None and table.key in measured:
-            yield from _by_content(session, table, (then, measured[table.key]), key)
+        now = (measured or {}).get(table.key)
+        yield from readable(f"table {table.key}", lambda t=table, p=(then, now), k=key: _table(session, t, p, k, mark))  # type: ignore[misc]
     for name in sorted(set(evidence.tables) - {t.key for t in there}):
         lost = evidence.tables[name]
         if lost.kind != "materialized view":
             yield Effect(kind="back", what=f"table {name}", count=lost.rows, detail="the table is not in the live database")
-    yield from _large_objects(session, evidence)
-    yield from _reused(session, evidence, keys)
-    yield from _definitions(session, evidence)
-    yield from _properties(session, evidence)
+    yield from readable("large objects", lambda: _large_objects(session, evidence))
+    yield from readable("sequences", lambda: _reused(session, evidence, keys))
+    yield from readable("definitions", lambda: _definitions(session, evidence))
+    yield from readable("settings and privileges", lambda: _properties(session, evidence))
+
+
+def _table(
+    session: Session, table: Table, then_now: tuple[TableEvidence | None, TableEvidence | None], key: Key | None, mark: int | None
+) -> Iterator[Effect]:
+    then, now = then_now
+    if then is None:
+        yield Effect(kind="lost", what=f"table {table.key}", count=count(session, table), detail="the table is not in the set")
+    elif mark is not None:
+        yield from _by_transaction(session, table, then.rows or 0, key, mark)
+    elif now is not None:
+        yield from _by_content(session, table, (then, now), key)
+    else:
+        detail = "at most: which of them differ from the set's cannot be told"
+        yield Effect(kind="lost", what=f"table {table.key}", count=count(session, table), detail=detail)
 
 
 def comparable_mark(session: Session, evidence: PostgresEvidence) -> int | None:

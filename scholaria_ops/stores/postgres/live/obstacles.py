@@ -101,7 +101,8 @@ def _rights(found: Situation) -> Iterator[Objection]:
         lacking.append(f"rename {found.live.name}, which it does not own")
     if found.missing_roles and not creates_roles:
         lacking.append(f"create the roles {_list(found.missing_roles)}")
-    owners = {o.owner for o in found.evidence.objects.values() if o.owner} | {found.evidence.database.owner}
+    owners = {o.owner for o in found.evidence.objects.values()} | {found.evidence.database.owner}
+    owners = {name for name in owners if name and not name.startswith("pg_")}  # the database's owner owns its schema public
     foreign = [
         name
         for (name,) in session.rows(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence, TableEvidence
 from scholaria_ops.connections import PostgresConnection
+from scholaria_ops.errors import AuthenticationFailed, OpsError, Refused, StoreError, StoreUnavailable
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Need, Objection, Source, StorePlan
 from scholaria_ops.stores.postgres import inventory
@@ -17,6 +18,7 @@ from scholaria_ops.stores.postgres.live.effects import comparable_mark, effects
 from scholaria_ops.stores.postgres.live.names import beside
 from scholaria_ops.stores.postgres.live.obstacles import Situation, free_bytes, objections, replicated
 from scholaria_ops.stores.postgres.live.server import Database, databases, maintenance, named
+from scholaria_ops.stores.postgres.live.writes import tables, unreadable
 from scholaria_ops.stores.postgres.measure import system_identifier
 from scholaria_ops.stores.postgres.session import Session, open_session
 from scholaria_ops.stores.postgres.store import measure_database
@@ -55,10 +57,10 @@ def make_plan(
         live = named(existing, connection.dbname)
         identity = system_identifier(session)
         missing = _missing_roles(session, source)
-        with _inside(connection, live, ctx) as inside:
+        with _inside(connection, live, ctx) as (inside, trouble):
             found = Situation(session, inside, evidence, connection.dbname, existing, live, missing)
             against = [*_unidentified(session, identity), *_closed(live), *objections(found, ctx, accept_replication=accept_replication)]
-            consequences = [*_effects(connection, inside, evidence, ctx), *_notes(found)]
+            consequences = [*_effects(connection, inside, trouble, source, ctx), *_notes(found)]
             warnings = tuple(_warnings(found))
         size = evidence.database.size_bytes
         need = Need(
@@ -91,13 +93,24 @@ def _missing_roles(session: Session, source: Source[PostgresEvidence]) -> tuple[
 
 
 @contextlib.contextmanager
-def _inside(connection: PostgresConnection, live: Database | None, ctx: Context) -> Iterator[Session | None]:
-    """A session in the live database, if there is one that can be looked at."""
-    if live is None or not live.open:
-        yield None
-        return
-    with open_session(connection, cancel=ctx.cancel) as session:
-        yield session
+def _inside(connection: PostgresConnection, live: Database | None, ctx: Context) -> Iterator[tuple[Session | None, OpsError | None]]:
+    """A session in the live database, if there is one that can be looked at, or why it lets nobody in.
+
+    The server itself answers (we have asked it): a database that is too damaged to connect to is all the more a case for
+    a restore.
+    """
+    with contextlib.ExitStack() as stack:
+        inside, trouble = None, None
+        if live and live.open:
+            try:
+                inside = stack.enter_context(open_session(connection, cancel=ctx.cancel))
+                for look in (inventory.database, inventory.replication, tables):
+                    look(inside)  # what the plan reads of the catalogue
+            except AuthenticationFailed:
+                raise
+            except (StoreError, Refused) as exc:
+                inside, trouble = None, exc
+        yield inside, trouble
 
 
 def _unidentified(session: Session, identity: str | None) -> Iterator[Objection]:
@@ -116,17 +129,24 @@ def _closed(live: Database | None) -> Iterator[Objection]:
         )
 
 
-def _effects(connection: PostgresConnection, inside: Session | None, evidence: PostgresEvidence, ctx: Context) -> Iterator[Effect]:
+def _effects(
+    connection: PostgresConnection, inside: Session | None, trouble: OpsError | None, source: Source[PostgresEvidence], ctx: Context
+) -> Iterator[Effect]:
+    evidence = source.evidence
+    if trouble:
+        yield unreadable(f"everything in {connection.dbname}", trouble)
     if inside is None:
-        rows = evidence.rows
-        yield Effect(
-            kind="back", what="all rows", count=rows, detail=f"in {len(evidence.tables):,} tables; nothing is there that could be lost"
-        )
+        yield Effect(kind="back", what="all rows", count=evidence.rows, detail=f"in {len(evidence.tables):,} tables")
         return
     mark = comparable_mark(inside, evidence)
-    measured: Mapping[str, TableEvidence] | None = None
+    measured: Mapping[str, TableEvidence] = {}
     if mark is None:  # another database than that of the cut: only the content itself can tell
-        measured = measure_database(connection, evidence, ctx).tables
+        try:
+            measured = measure_database(connection, evidence, ctx).tables
+        except StoreUnavailable:
+            raise
+        except StoreError as exc:
+            yield unreadable(f"something in {connection.dbname}", exc)
     yield from effects(inside, evidence, mark, measured)
 
 

@@ -10,7 +10,8 @@ from typing import LiteralString
 
 from scholaria_ops.cancel import CancelToken
 from scholaria_ops.connections import PostgresConnection
-from scholaria_ops.errors import AuthenticationFailed, Busy, OpsError, Refused, StoreError
+from scholaria_ops.errors import AuthenticationFailed, Busy, OpsError, Refused, StoreError, StoreUnavailable
+from scholaria_ops.humane import human_bytes
 from scholaria_ops.stores.postgres.measure import system_identifier
 from scholaria_ops.stores.postgres.names import quoted
 from scholaria_ops.stores.postgres.session import Session, open_session
@@ -29,7 +30,6 @@ class Database:
     oid: int
     name: str
     open: bool
-    size_bytes: int = 0
 
 
 def maintenance(connection: PostgresConnection) -> PostgresConnection:
@@ -65,9 +65,15 @@ def named(all_of_them: dict[int, Database], name: str) -> Database | None:
     return next((d for d in all_of_them.values() if d.name == name), None)
 
 
-def size_bytes(session: Session, database: Database) -> int:
-    (size,) = session.one("SELECT pg_database_size(%s::oid)", (database.oid,))
-    return int(size)
+def size_for_people(session: Session, database: Database) -> str:
+    """``412.3 MB``; a database whose files are damaged may have no size."""
+    try:
+        (size,) = session.one("SELECT pg_database_size(%s::oid)", (database.oid,))
+    except StoreUnavailable:
+        raise
+    except StoreError:
+        return "of unknown size"
+    return "of unknown size" if size is None else human_bytes(size)
 
 
 def require_identity(session: Session, identity: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scholaria_ops.connections import PostgresConnection
-from scholaria_ops.errors import OpsError, Refused, StoreError, StoreUnavailable
+from scholaria_ops.errors import AuthenticationFailed, OpsError, Refused, StoreError, StoreUnavailable
 from scholaria_ops.stores.postgres.live.server import Database, databases, end_sessions, maintenance, prepared_transactions, set_open
 from scholaria_ops.stores.postgres.names import ident
 from scholaria_ops.stores.postgres.session import Session, open_session
@@ -37,6 +37,8 @@ class Swap:
     aside: str
     coming: Database | None
     coming_open: bool = True
+    #: Whether it is an error if the coming one then lets nobody in. What is taken back may be damaged: it comes back so.
+    must_serve: bool = False
 
     @property
     def oids(self) -> list[int]:
@@ -63,9 +65,19 @@ def exchange(session: Session, connection: PostgresConnection, swap: Swap) -> fl
             _open_again(connection, swap.leaving, session)
         raise
     if swap.coming and swap.coming_open:
+        _wait_until_served(connection, swap)
+    return time.monotonic() - began
+
+
+def _wait_until_served(connection: PostgresConnection, swap: Swap) -> None:
+    try:
         with open_session(connection.with_db(swap.dbname)) as served:
             served.one("SELECT 1")
-    return time.monotonic() - began
+    except AuthenticationFailed:
+        return  # our role may have no business in it; it answers
+    except (StoreError, Refused):
+        if swap.must_serve:
+            raise
 
 
 def _refuse_prepared(session: Session, swap: Swap) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import Refused
-from scholaria_ops.humane import human_bytes
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Notebook, Switched
 from scholaria_ops.stores.postgres.live import records
 from scholaria_ops.stores.postgres.live.names import free_beside
 from scholaria_ops.stores.postgres.live.plan import PostgresPlan
 from scholaria_ops.stores.postgres.live.records import Record
-from scholaria_ops.stores.postgres.live.server import Database, databases, guarded, named, require_identity, size_bytes
+from scholaria_ops.stores.postgres.live.server import Database, databases, guarded, named, require_identity, size_for_people
 from scholaria_ops.stores.postgres.live.swap import Swap, exchange
 from scholaria_ops.stores.postgres.live.take_back import new_database, old_database
 from scholaria_ops.stores.postgres.session import Session
@@ -37,7 +36,7 @@ def switch(connection: PostgresConnection, plan: PostgresPlan, notebook: Noteboo
         (mark,) = session.one("SELECT pg_current_xact_id()::text::bigint")
         write_fence(notebook, before_name=aside, mark=mark)
         began = time.monotonic()
-        lockout = exchange(session, connection, Swap(record.dbname, old, aside, new))
+        lockout = exchange(session, connection, Swap(record.dbname, old, aside, new, must_serve=True))
         lockout = lockout if old else 0.0  # nobody was served, so nobody was locked out
         notebook.write(lockout_s=lockout)
         return Switched(lockout_s=lockout, seconds={"switch": time.monotonic() - began}, kept=kept(session, old, aside))
@@ -72,7 +71,7 @@ def resumed(session: Session, record: Record, old: Database | None, notebook: No
 
 def kept(session: Session, database: Database | None, name: str) -> tuple[str, ...]:
     """What is set aside, for people."""
-    return (f"database {name}, {human_bytes(size_bytes(session, database))}",) if database else ()
+    return (f"database {name}, {size_for_people(session, database)}",) if database else ()
 
 
 def _require_ready(session: Session, record: Record, existing: dict[int, Database], new: Database | None) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import Refused
-from scholaria_ops.humane import human_bytes
 from scholaria_ops.stores.live import Notebook
 from scholaria_ops.stores.postgres.live.records import Record
-from scholaria_ops.stores.postgres.live.server import Database, databases, drop, named, set_open, size_bytes
+from scholaria_ops.stores.postgres.live.server import Database, databases, drop, named, set_open, size_for_people
 from scholaria_ops.stores.postgres.live.swap import Swap, exchange
 from scholaria_ops.stores.postgres.session import Session
 
@@ -44,7 +43,7 @@ def take_back(session: Session, connection: PostgresConnection, record: Record, 
         set_open(session, old.name, to=record.old_open)
         done.append(f"database {old.name} {'takes' if record.old_open else 'refuses'} connections again")
     if new:
-        size = human_bytes(size_bytes(session, new))
+        size = size_for_people(session, new)
         drop(session, connection, new)
         done.append(f"database {new.name}, {size}, removed")
     done += _drop_roles(session, record)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 
 from scholaria_ops.connections import PostgresConnection
-from scholaria_ops.errors import Refused
-from scholaria_ops.humane import human_bytes
+from scholaria_ops.errors import Refused, StoreUnavailable
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Notebook, Switched
 from scholaria_ops.stores.postgres.live import records
 from scholaria_ops.stores.postgres.live.records import Record
-from scholaria_ops.stores.postgres.live.server import Database, databases, drop, guarded, named, require_identity, size_bytes
+from scholaria_ops.stores.postgres.live.server import Database, databases, drop, guarded, named, require_identity, size_for_people
 from scholaria_ops.stores.postgres.live.swap import Swap, exchange
 from scholaria_ops.stores.postgres.live.switch import free_name, kept, write_fence
 from scholaria_ops.stores.postgres.live.take_back import new_database, old_database
-from scholaria_ops.stores.postgres.live.writes import since_the_switch
+from scholaria_ops.stores.postgres.live.writes import since_the_switch, unreadable
 from scholaria_ops.stores.postgres.session import Session, open_session
 
 
@@ -55,7 +54,7 @@ def discard(connection: PostgresConnection, notebook: Notebook) -> list[str]:
             )
         lines = []
         for database in aside:
-            size = human_bytes(size_bytes(session, database))
+            size = size_for_people(session, database)
             drop(session, connection, database)
             lines.append(f"database {database.name}, {size}, removed")
         return lines
@@ -74,8 +73,11 @@ def later_writes(connection: PostgresConnection, notebook: Notebook, ctx: Contex
     if served.oid != record.new_oid or not served.open:
         detail = "it is not the database that the restore put there, or takes no connections: what was written to it cannot be told"
         return (Effect(kind="lost", what=f"everything in {record.dbname}", detail=detail),)
-    with open_session(connection.with_db(record.dbname), cancel=ctx.cancel) as inside:
-        return tuple(since_the_switch(inside, record))
+    try:
+        with open_session(connection.with_db(record.dbname), cancel=ctx.cancel) as inside:
+            return tuple(since_the_switch(inside, record))
+    except (StoreUnavailable, Refused) as exc:  # the server has just answered: it is the database that lets nobody in
+        return (unreadable(f"everything in {record.dbname}", exc),)
 
 
 def _undone(record: Record, existing: dict[int, Database], old: Database | None) -> bool:

@@ -6,10 +6,11 @@ rewritten by a change of its structure gets a new one in every row: that counts 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import LiteralString
 
+from scholaria_ops.errors import OpsError, StoreError, StoreUnavailable
 from scholaria_ops.stores.live import Effect
 from scholaria_ops.stores.postgres import catalog_sql as sql
 from scholaria_ops.stores.postgres.live.records import Record
@@ -75,19 +76,36 @@ def since_the_switch(session: Session, record: Record) -> Iterator[Effect]:
         yield Effect(kind="lost", what="everything written since the switch", detail="it was too long ago to tell what that is")
         return
     known = record.staged.rows if record.staged else {}
-    there = set()
-    for table in tables(session):
-        there.add(table.key)
-        written = written_since(session, table, record.mark)
-        if written.since:
-            yield Effect(kind="lost", what=f"table {table.key}", count=written.since, detail="rows added or changed since")
-        gone = known.get(table.key, 0) - written.older
-        if gone > 0:
-            yield Effect(kind="lost", what=f"table {table.key}: deletions", count=gone, detail="rows deleted or changed since, at most")
-    for key in sorted(set(known) - there):
+    there = tables(session)
+    for table in there:
+        yield from readable(f"table {table.key}", lambda t=table: _of_table(session, t, record.mark or 0, known.get(t.key, 0)))  # type: ignore[misc]
+    for key in sorted(set(known) - {t.key for t in there}):
         yield Effect(kind="lost", what=f"table {key}: dropped", count=known[key], detail="the table was dropped or renamed since")
-    yield from _definitions(session, record.mark)
-    yield from _large_objects(session, record.mark)
+    yield from readable("definitions", lambda: _definitions(session, record.mark or 0))
+    yield from readable("large objects", lambda: _large_objects(session, record.mark or 0))
+
+
+def readable(what: str, look: Callable[[], Iterator[Effect]]) -> Iterator[Effect]:
+    """What ``look`` finds, or that it cannot be read. Damage in a live store is a reason to restore, not one against it."""
+    try:
+        yield from list(look())
+    except StoreUnavailable:
+        raise
+    except StoreError as exc:
+        yield unreadable(what, exc)
+
+
+def unreadable(what: str, exc: OpsError) -> Effect:
+    return Effect(kind="lost", what=what, detail=f"cannot be read now, so what it holds cannot be counted: {exc.message}")
+
+
+def _of_table(session: Session, table: Table, mark: int, then: int) -> Iterator[Effect]:
+    written = written_since(session, table, mark)
+    if written.since:
+        yield Effect(kind="lost", what=f"table {table.key}", count=written.since, detail="rows added or changed since")
+    if then > written.older:
+        gone = then - written.older
+        yield Effect(kind="lost", what=f"table {table.key}: deletions", count=gone, detail="rows deleted or changed since, at most")
 
 
 def _definitions(session: Session, mark: int) -> Iterator[Effect]:
