@@ -1,0 +1,220 @@
+"""Recovery scenarios 1 to 4: break it, bring it back with the documented commands, see that the application has everything again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from scholaria_ops_tests.scenarios.conftest import STORES, Install, Installation
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def set_of(site: Installation) -> Any:
+    return site.json("show", "latest")["set"]
+
+
+def broken_and_back(site: Installation, since: float, store: str) -> None:
+    """Say how long the application was without ``store`` since it was broken, and what of its writes is gone."""
+    now = time.time()
+    for name in STORES:
+        gap = site.application.gap(name, since, now)
+        site.tell(f"{name}: longest time without service {gap.seconds:.2f} s, {gap.errors} errors of the application")
+    assert site.application.lines(store)[-1][1] == "ok", site.application.lines(store)[-3:]
+
+
+def without_service(answer: Any) -> str:
+    return json.dumps({k: v for k, v in answer.items() if k.endswith("_s")})
+
+
+def test_postgres_is_corrupted_on_disk_and_comes_back(install: Install) -> None:
+    site = install()
+    chunks = site.sql("SELECT count(*), sum(hashtextextended(c::text, 0)) FROM rag_contextitem c")
+    site.application.start()
+    site.application.wait_for("postgres", 20, 0)
+    site.ops("backup")
+    cut = time.time()
+    site.application.wait_for("postgres", 20, cut)
+    ((path,),) = site.sql("SELECT pg_relation_filepath('rag_contextitem')")
+    site.postgres.stop()
+    broken_at = time.time()
+    file = next(site.postgres.directory.rglob(path.rpartition("/")[2]))
+    data = bytearray(file.read_bytes())
+    data[:8192] = b"\xff" * 8192
+    file.write_bytes(bytes(data))
+    site.postgres.start()
+    time.sleep(1.0)
+    assert site.application.gap("postgres", broken_at, time.time()).errors > 0, "the application notices"
+
+    dry = site.ops("restore", "latest", "--component", "postgres", "--dry-run")
+    assert "[DRY RUN] Would restore PostgreSQL from: postgres_" in dry.out
+    began = time.time()
+    site.ops("restore", "latest", "--component", "postgres", "--force")
+    site.tell(f"restored in {time.time() - began:.1f} s, the safety set of the damaged database included")
+    back = time.time()
+    site.application.wait_for("postgres", 20, back)
+    assert site.sql("SELECT count(*), sum(hashtextextended(c::text, 0)) FROM rag_contextitem c") == chunks
+    lost = len(site.application.acknowledged("postgres", cut, began))
+    site.tell(f"lost: {lost} rows that were written after the cut")
+    broken_and_back(site, broken_at, "postgres")
+    assert site.application.gap("redis", began, time.time()).errors == 0
+
+
+def test_redis_loses_everything_and_comes_back(install: Install) -> None:
+    site = install()
+    client = redis.Redis(
+        host=site.stack.redis.host, port=site.stack.redis.port, password=site.stack.redis.password.get_secret_value() or None
+    )
+    embeddings = {k: client.get(k) for k in client.keys("embedding_cache:*")}  # type: ignore[union-attr]
+    site.application.start()
+    site.application.wait_for("redis", 20, 0)
+    site.ops("backup")
+    site.application.wait_for("redis", 20, time.time())
+    site.redis.kill()
+    broken_at = time.time()
+    for directory in site.redis.directory.rglob("appendonlydir"):
+        shutil.rmtree(directory)
+    for file in site.redis.directory.rglob("dump.rdb"):
+        file.unlink()
+    site.redis.start()
+    assert client.get("config:answer_model") is None, "everything is gone"
+
+    dry = site.ops("restore", "latest", "--component", "redis", "--dry-run")
+    assert "[DRY RUN] Would restore Redis from: redis_" in dry.out
+    began = time.time()
+    site.ops("restore", "latest", "--component", "redis", "--force")
+    site.tell(f"restored in {time.time() - began:.1f} s")
+    site.application.wait_for("redis", 20, time.time())
+    assert {k: client.get(k) for k in embeddings} == embeddings
+    assert client.keys("rag_query:*") == []
+    assert client.llen("celery") == 0, "old tasks do not run again"
+    site.redis.kill()
+    site.redis.start()
+    assert {k: client.get(k) for k in embeddings} == embeddings, "a restart serves what was restored"
+    broken_and_back(site, broken_at, "redis")
+
+
+@pytest.mark.parametrize("collection", ["scholaria_current", "scholaria_documents"], ids=["by alias", "by its own name"])
+def test_qdrant_loses_its_index_and_comes_back(install: Install, collection: str) -> None:
+    site = install(collection=collection)
+    url = site.stack.qdrant.url
+    site.application.start()
+    site.application.wait_for("qdrant", 20, 0)
+    site.ops("backup")
+    httpx.delete(f"{url}/collections/scholaria_documents").raise_for_status()
+    broken_at = time.time()
+    time.sleep(0.5)
+    assert site.application.gap("qdrant", broken_at, time.time()).errors > 0
+
+    dry = site.ops("restore", "latest", "--component", "qdrant", "--dry-run")
+    assert "[DRY RUN] Would restore Qdrant from: " in dry.out
+    began = time.time()
+    site.ops("restore", "latest", "--component", "qdrant", "--force")
+    site.tell(f"restored in {time.time() - began:.1f} s")
+    site.application.wait_for("qdrant", 20, time.time())
+    for name in ("scholaria_documents", "scholaria_current"):
+        ids = list(range(1, site.stack.scale.points + 1))
+        found = httpx.post(f"{url}/collections/{name}/points", json={"ids": ids}).raise_for_status().json()["result"]
+        assert len(found) == len(ids), name
+    broken_and_back(site, broken_at, "qdrant")
+
+
+def test_the_whole_server_is_lost_and_a_new_one_needs_the_bucket_alone(install: Install) -> None:
+    old = install()
+    fingerprints = {
+        table: old.sql(f"SELECT count(*), sum(hashtextextended(t::text, 0)) FROM {table} t")
+        for table in ("rag_contextitem", "rag_topic", "rag_context", "auth_user")
+    }
+    old.application.start()
+    old.application.wait_for("postgres", 20, 0)
+    old.ops("backup")
+    set_id = set_of(old)["id"]
+    old.application.stop()
+    for server in (old.postgres, old.redis, old.qdrant):
+        server.kill()
+    shutil.rmtree(old.directory / "backups")
+    lost_at = time.time()
+
+    new = install(empty=True, label="new")
+    new.ops("sync")
+    answer = new.ops("restore", "latest", "--from", "offsite", "--force")
+    new.tell(f"from empty servers to everything served in {time.time() - lost_at:.1f} s, the servers' own start included")
+    assert set_id in answer.out
+    for table, expected in fingerprints.items():
+        assert new.sql(f"SELECT count(*), sum(hashtextextended(t::text, 0)) FROM {table} t") == expected, table
+    client = redis.Redis(
+        host=new.settings["REDIS_HOST"], port=int(new.settings["REDIS_PORT"]), password=new.settings["REDIS_PASSWORD"] or None
+    )
+    assert client.get("config:answer_model") == b"gpt-4o-mini"
+    count = httpx.post(f"{new.settings['QDRANT_URL']}/collections/scholaria_current/points/count", json={"exact": True}).json()
+    assert count["result"]["count"] >= old.stack.scale.points
+    # The application's own role came with the globals, password included.
+    ((owner,),) = new.sql("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'scholaria'")
+    assert owner == "scholaria"
+
+
+def test_a_restore_of_everything_while_the_application_writes_and_back_again(install: Install) -> None:
+    site = install()
+    site.application.start()
+    site.application.wait_for("postgres", 30, 0)
+    site.ops("backup")
+    cut = time.time()
+    for store in STORES:
+        site.application.wait_for(store, 30, cut)
+    before = len(site.application.acknowledged("postgres"))
+    began = time.time()
+    answer = site.json("restore", "latest", "--force")
+    assert answer["executed"]
+    assert site.application.running, "the writers run again"
+    for store in STORES:
+        site.application.wait_for(store, 20, time.time())
+        gap = site.application.gap(store, began, time.time())
+        site.tell(f"{store}: {gap.seconds:.2f} s without service while everything was replaced, {gap.errors} errors")
+    verbs = [line.split()[1] for line in (site.application.directory / "docker.log").read_text().splitlines()]
+    assert verbs[:3] == ["start", "stop", "start"]
+    ((after,),) = site.sql("SELECT count(*) FROM rag_questionhistory WHERE session_id = 'app'")
+    assert after < before + 20
+    ((reusable,),) = site.sql("SELECT last_value FROM rag_contextitem_id_seq")
+    assert reusable > 1_000_000, "ids that Qdrant knows are not given out again"
+
+    shown = site.ops("restore", "--undo", "--dry-run").out
+    assert "would be undone in PostgreSQL, Redis, Qdrant" in shown
+    site.ops("restore", "--undo", "--force")
+    ((undone,),) = site.sql("SELECT count(*) FROM rag_questionhistory WHERE session_id = 'app'")
+    assert undone >= before, "every row from before the restore is there again"
+    site.ops("restore", "--discard-old", "--force")
+    assert site.sql("SELECT datname FROM pg_database WHERE datname LIKE 'scholaria\\_%'") == []
+    site.ops("restore", "--undo", "--force", code=2)
+
+
+def test_a_restore_that_fails_leaves_the_three_stores_as_they_were(install: Install) -> None:
+    site = install()
+    site.ops("backup")
+    first = {s: site.json("show", "latest")["set"] for s in STORES}["postgres"]["id"]
+    site.write_settings(BACKUP_RESTORE_HOOK="sh -c 'echo no such revision >&2; exit 1'")
+    failed = site.ops("restore", "latest", "--force", code=1)
+    assert "was taken back" in failed.err
+    assert "no such revision" in failed.err
+    site.write_settings()
+    site.ops("backup")
+    second = set_of(site)["id"]
+    manifests = [
+        json.loads((site.directory / "backups" / f"scholaria_backup_{i}" / "backup_manifest.json").read_text()) for i in (first, second)
+    ]
+    for path in (
+        ("postgres", "tables"),
+        ("qdrant", "aliases"),
+        ("redis", "functions"),
+    ):
+        one, other = (m[path[0]]["evidence"][path[1]] for m in manifests)
+        assert one == other, path
+    one, other = ({n: (c["points"], c["fingerprint"]) for n, c in m["qdrant"]["evidence"]["collections"].items()} for m in manifests)
+    assert one == other
+    keys = [sum(k["keys"] for k in m["redis"]["evidence"]["keys"]) for m in manifests]
+    assert keys[0] == keys[1]
