@@ -71,7 +71,7 @@ def test_redis_loses_everything_and_comes_back(install: Install) -> None:
     client = redis.Redis(
         host=site.stack.redis.host, port=site.stack.redis.port, password=site.stack.redis.password.get_secret_value() or None
     )
-    embeddings = {k: client.get(k) for k in client.keys("embedding_cache:*")}  # type: ignore[union-attr]
+    embeddings = {k: client.get(k) for k in client.keys("embedding_cache:*")}
     site.application.start()
     site.application.wait_for("redis", 20, 0)
     site.ops("backup")

@@ -28,6 +28,7 @@ def recover(services: Services, live: LiveStores, ctx: Context) -> list[str]:
     journals = Journals(services.catalogue.layout)
     lines: list[str] = []
     for journal in journals.unfinished():
+        services.audit("recover", journal.set_id, "begun", restore=journal.id, found=journal.phase)
         if journal.phase == "switched":
             lines += _carry_to_its_end(services, live, journals, journal, ctx)
         elif journal.phase == "undoing":

@@ -103,7 +103,12 @@ def execute(services: Services, live: LiveStores, plan: RestorePlan, *, run_id: 
     require_fresh(plan, services.now())
     refuse_objections(plan)
     fence = fence_of(services.settings)
-    with services.locked(f"restore {plan.set_id}"), services.context("restore") as ctx:
+    asked = {"plan": plan.digest, "components": list(plan.components), "safety": plan.options.safety}
+    with (
+        services.audited("restore", plan.set_id, run_id=run_id, **asked) as audit,
+        services.locked(f"restore {plan.set_id}"),
+        services.context("restore") as ctx,
+    ):
         for line in recover(services, live, ctx):
             services.progress.say(line)
         entry = choose(services, plan.set_id, ctx)
@@ -123,7 +128,9 @@ def execute(services: Services, live: LiveStores, plan: RestorePlan, *, run_id: 
         )
         after_safety = time.monotonic()
         run = _Run(services, live, plan, typed_plans(plan, live), fence, journals, journals.write(journal), ctx)
-        return _carry_out(run, entry.set, began, safety_s, after_safety)
+        report = _carry_out(run, entry.set, began, safety_s, after_safety)
+        audit.note(restore=report.restore_id, safety_set=safety_set, kept=list(report.kept), warnings=list(report.after.warnings))
+        return report
 
 
 def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, after_safety: float) -> RestoreReport:

@@ -69,7 +69,11 @@ def undo(services: Services, live: LiveStores, plan: UndoPlan) -> list[str]:
         NotTakenBack: a store could not go back; the message says which.
     """
     fence = fence_of(services.settings)
-    with services.locked(f"undo of the restore {plan.restore_id}"), services.context("undo") as ctx:
+    with (
+        services.audited("undo", plan.set_id, restore=plan.restore_id, plan=plan.digest),
+        services.locked(f"undo of the restore {plan.restore_id}"),
+        services.context("undo") as ctx,
+    ):
         lines = recover(services, live, ctx)
         journal = _undoable(services)
         if journal.id != plan.restore_id:
@@ -106,6 +110,7 @@ def discard_holding_the_lock(services: Services, live: LiveStores, ctx: Context,
             lines += live[name].store.discard(journals.notebook(journal.id, name), ctx)
         journals.forget_files(journal.id)
         journals.write(journal.model_copy(update={"phase": "discarded", "kept": ()}))
+        services.audit("discard", journal.set_id, "done", restore=journal.id, removed=lines)
         found.append(Discarded(journal.id, tuple(lines)))
     return found
 
