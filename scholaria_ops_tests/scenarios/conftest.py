@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import itertools
 import json
 import sys
 import time
@@ -26,6 +27,8 @@ from scholaria_ops_tests.cli.conftest import COMMAND, PROJECT, Answer
 from scholaria_ops_tests.operations.support import environment
 
 STORES = ("postgres", "redis", "qdrant")
+#: Names of servers must differ within a test run.
+_NUMBERS = itertools.count(1)
 
 
 @dataclass
@@ -133,12 +136,12 @@ Install = Callable[..., Installation]
 
 
 @pytest.fixture
-def install(sandbox: Sandbox, tools: Tools, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Install]:
+def install(sandbox: Sandbox, tools: Tools, tmp_path: Path) -> Iterator[Install]:
     """Make an installation. ``collection`` is the name that the application uses for its points: an alias, or a collection's own."""
     made: list[Installation] = []
 
-    def make(*, collection: str = "scholaria_current", empty: bool = False, label: str = "") -> Installation:
-        name = f"{request.node.name.split('_')[1][:12]}{label}-{len(made)}"
+    def make(*, collection: str = "scholaria_current", empty: bool = False) -> Installation:
+        name = f"site{next(_NUMBERS)}"
         postgres = sandbox.postgres(name=f"{name}-postgres")
         redis = sandbox.redis(name=f"{name}-redis", config={"repl-diskless-sync-delay": "0", "appendonly": "yes"})
         qdrant = sandbox.qdrant(name=f"{name}-qdrant")

@@ -141,7 +141,7 @@ def test_the_whole_server_is_lost_and_a_new_one_needs_the_bucket_alone(install: 
     shutil.rmtree(old.directory / "backups")
     lost_at = time.time()
 
-    new = install(empty=True, label="new")
+    new = install(empty=True)
     new.ops("sync")
     answer = new.ops("restore", "latest", "--from", "offsite", "--force")
     new.tell(f"from empty servers to everything served in {time.time() - lost_at:.1f} s, the servers' own start included")
