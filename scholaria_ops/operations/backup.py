@@ -27,6 +27,10 @@ from scholaria_ops.operations.correspondence import correspondence
 from scholaria_ops.operations.gate import CutGate
 from scholaria_ops.operations.opened import Opened, remember
 from scholaria_ops.operations.preflight import Preflight, preflight
+from scholaria_ops.operations.restore.journal import Journals
+from scholaria_ops.operations.restore.live import live_stores
+from scholaria_ops.operations.restore.options import RestoreOptions
+from scholaria_ops.operations.restore.recover import recover
 from scholaria_ops.operations.restore_text import restore_text
 from scholaria_ops.operations.services import AnyStore, Services
 from scholaria_ops.process import redact
@@ -94,7 +98,20 @@ def backup(services: Services, set_id: str, request: BackupRequest) -> BackupSet
         Cancelled: told to stop; nothing remains, here or on the servers.
     """
     with services.locked(f"backup {set_id}"):
+        _settle_restores(services)
         return backup_holding_the_lock(services, set_id, request)
+
+
+def _settle_restores(services: Services) -> None:
+    """Take back or finish a restore that was cut off. Where that fails the backup goes on: it shows what is served now."""
+    if not Journals(services.catalogue.layout).unfinished():
+        return
+    try:
+        with services.context("recover") as ctx:
+            for line in recover(services, live_stores(services, RestoreOptions()), ctx):
+                services.progress.say(line)
+    except OpsError as exc:
+        services.log.warning("a restore that was cut off could not be settled: %s", exc)
 
 
 def backup_holding_the_lock(services: Services, set_id: str, request: BackupRequest) -> BackupSet:

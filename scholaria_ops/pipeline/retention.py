@@ -14,12 +14,15 @@ from scholaria_ops.catalogue.layout import check_id
 from scholaria_ops.catalogue.records import Record, Records
 from scholaria_ops.catalogue.retention import Plan
 from scholaria_ops.catalogue.sets import Catalogue
-from scholaria_ops.errors import Refused, UsageError
+from scholaria_ops.errors import OpsError, Refused, UsageError
 from scholaria_ops.files import make_private_dir
 from scholaria_ops.humane import human_bytes
 from scholaria_ops.operations.inventory import InFlight
 from scholaria_ops.operations.prune import Outcome, check_executable, execute, plan_prune
 from scholaria_ops.operations.prune_state import PruneState
+from scholaria_ops.operations.restore.live import live_stores
+from scholaria_ops.operations.restore.options import RestoreOptions
+from scholaria_ops.operations.restore.undo import discard
 from scholaria_ops.operations.services import Services
 from scholaria_ops.pipeline.errors import as_failure
 from scholaria_ops.pipeline.metadata import Metadata, table
@@ -73,7 +76,19 @@ def retain(context: dg.OpExecutionContext, config: RetentionConfig, estate: Esta
             context.instance.delete_dynamic_partition(str(BACKUPS.name), set_id)
         if config.after:
             _ticket(services.catalogue, config.after).unlink(missing_ok=True)
+        _discard_old(services, context)
     context.add_output_metadata({**plan_metadata(plan), **outcome_metadata(outcome)})
+
+
+def _discard_old(services: Services, context: dg.OpExecutionContext) -> None:
+    """Remove what restores have kept for longer than the settings say. A store that is down keeps its own until the next time."""
+    try:
+        for gone in discard(
+            services, live_stores(services, RestoreOptions()), older_than=timedelta(days=services.settings.restore_keep_days)
+        ):
+            context.log.info("The restore %s can no longer be undone: %s", gone.restore_id, "; ".join(gone.lines))
+    except OpsError as exc:
+        context.log.warning("What an old restore has kept could not be removed: %s", exc)
 
 
 def _decide(services: Services, config: RetentionConfig, instance: dg.DagsterInstance) -> tuple[Plan, bool]:

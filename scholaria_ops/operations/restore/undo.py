@@ -93,6 +93,8 @@ def discard(services: Services, live: LiveStores, *, older_than: timedelta | Non
     """Remove what restores have kept; with ``older_than`` only of restores that ended longer ago. Needs no plan: what it
     removes has been replaced, and is named in the result.
     """
+    if not Journals(services.catalogue.layout).keeping():
+        return []
     with services.locked("discarding what restores kept"), services.context("discard") as ctx:
         recover(services, live, ctx)
         return discard_holding_the_lock(services, live, ctx, older_than=older_than)

@@ -1,0 +1,72 @@
+"""What restores say at the terminal before anything happens; what they do is shown in the scenarios."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from scholaria_ops.pipeline.runner import open_instance
+from scholaria_ops.process import run
+from scholaria_ops_tests.cli.conftest import COMMAND, Command
+
+
+def test_a_dry_run_shows_the_plan_and_touches_nothing(ops: Command, home: Path, env_file: Path) -> None:
+    assert ops("backup").code == 0
+    answer = ops("restore", "--dry-run")
+    assert answer.code == 0, answer.err
+    for words in (
+        "[DRY RUN] Would restore PostgreSQL from: postgres_",
+        "[DRY RUN] Would restore Redis from: redis_",
+        "[DRY RUN] Would restore Qdrant from: qdrant_",
+        "take a pre_restore set",
+        "nobody is stopped (BACKUP_FENCE is none)",
+        "without service; plan ",
+    ):
+        assert words in answer.out, words
+    document = ops("restore", "--dry-run", "--json", "--component", "redis", "--keys", "sessions=drop").json()
+    assert document["schema"] == "scholaria-ops/restore/1"
+    assert document["executed"] is False
+    assert list(document["plan"]["stores"]) == ["redis"]
+    assert any(e["kind"] == "dropped" and "session" in e["what"] for e in document["plan"]["stores"]["redis"]["effects"])
+    assert len(ops("list", "--json").json()["sets"]) == 1, "no safety set was taken"
+
+    refused = ops("restore")
+    assert refused.code == 4
+    assert "nobody is here to confirm" in refused.err
+    master, slave = os.openpty()
+    os.write(master, b"no\n")
+    asked = run([str(COMMAND), "--env-file", str(env_file), "restore"], env={"DAGSTER_HOME": str(home)}, cwd=home, check=False, stdin=slave)
+    assert asked.returncode == 4, asked.stderr_tail
+    assert "Type yes to restore" in asked.stdout.decode() + asked.stderr_tail
+    assert "not confirmed" in asked.stderr_tail
+    os.close(master)
+    os.close(slave)
+    with open_instance(home) as instance:
+        assert [r for r in instance.get_runs(dg.RunsFilter(job_name="restore"))] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--component", "mysql"), "there is no component 'mysql'"),
+        (("--keys", "sessions=burn"), "is not CLASS=ACTION"),
+        (("--keys", "nonsense=drop"), "is not CLASS=ACTION"),
+        (("--from", "mars"), "source 'mars' does not exist"),
+        (("--undo",), "no restore that can be undone"),
+        (("--undo", "--recover"), "exclude each other"),
+        (("20200101_000000",), "there is no set"),
+    ],
+)
+def test_what_makes_no_sense_is_said_with_exit_code_2(ops: Command, words: tuple[str, ...], said: str) -> None:
+    answer = ops("restore", "--force", *words)
+    assert answer.code == 2, answer.err
+    assert said in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_nothing_to_recover_and_nothing_to_discard_is_no_error(ops: Command) -> None:
+    assert "no restore was cut off" in ops("restore", "--recover").out
+    assert ops("restore", "--discard-old", "--json").json()["discarded"] == []
