@@ -45,7 +45,7 @@ def test_a_dry_run_shows_the_plan_and_touches_nothing(ops: Command, home: Path, 
     os.close(master)
     os.close(slave)
     with open_instance(home) as instance:
-        assert [r for r in instance.get_runs(dg.RunsFilter(job_name="restore"))] == []
+        assert not instance.get_runs(dg.RunsFilter(job_name="restore"))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ def test_a_run_without_more_shows_the_plan_and_executes_nothing(instance: dg.Dag
     assert {"digest", "steps", "consequences", "expected_s"} <= metadata.keys()
     assert any(e.event_type_value == "STEP_SKIPPED" for e in result.all_events)
 
-    plan = Plans(make_services(load_settings(env_file=env_file)).catalogue).shown(metadata["digest"].value, the_set.manifest.started_at)
+    plan = Plans(make_services(load_settings(env_file=env_file)).catalogue).shown(
+        str(metadata["digest"].value), the_set.manifest.started_at
+    )
     refused = launch(instance, dry_run=False, digest=plan.digest)
     assert not refused.success
     assert "restores are not executed from the UI here" in failure(refused)

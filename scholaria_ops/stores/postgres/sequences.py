@@ -29,7 +29,7 @@ def raise_sequence(connection: PostgresConnection, table: str, column: str, at_l
             (name,),
         )
         which = SQL("{}.{}").format(Identifier(schema), Identifier(sequence))
-        (stands_at,) = session.one(SQL("SELECT last_value FROM {}").format(which))
+        (stands_at,) = session.one(SQL("SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {}").format(which))
         if stands_at >= at_least:
             return ""
         session.one("SELECT setval(%s::regclass, %s)", (name, at_least))
