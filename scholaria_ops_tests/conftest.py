@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from scholaria_ops.catalogue.ledger import Ledger
+from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.progress import Logged
 from scholaria_ops.sandbox.fetch import fetch_tools
 from scholaria_ops.sandbox.postgres import PostgresServer
@@ -20,6 +21,7 @@ from scholaria_ops.sandbox.sample import SMALL, SampleStack, seed
 from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.base import Context
+from scholaria_ops_tests.operations.support import services_for, take
 
 ContextFactory = Callable[..., Context]
 
@@ -78,6 +80,12 @@ def sample_servers(sandbox: Sandbox) -> SampleServers:
 def sample_stack(sample_servers: SampleServers) -> SampleStack:
     """Scholaria in small, in all three stores. Read only: it is shared by the whole run."""
     return seed(sample_servers.postgres, sample_servers.redis, sample_servers.qdrant, SMALL)
+
+
+@pytest.fixture(scope="session")
+def pristine(sample_stack: SampleStack, tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> BackupSet:
+    """A sealed set of the sample. Read-only: copy it before you touch it."""
+    return take(services_for(sample_stack, tools, tmp_path_factory.mktemp("pristine")), note="pristine")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One real backup of the sample, taken once and copied by whoever wants to damage it."""
+"""Services over the sample."""
 
 from __future__ import annotations
 
@@ -7,19 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.operations.services import Services
 from scholaria_ops.sandbox.sample import SampleStack
 from scholaria_ops.sandbox.tools import Tools
-from scholaria_ops_tests.operations.support import services_for, take
+from scholaria_ops_tests.operations.support import services_for
 
 ServicesFactory = Callable[..., Services]
-
-
-@pytest.fixture(scope="session")
-def pristine(sample_stack: SampleStack, tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> BackupSet:
-    """A sealed set of the sample. Read-only: copy it before you touch it."""
-    return take(services_for(sample_stack, tools, tmp_path_factory.mktemp("pristine")), note="pristine")
 
 
 @pytest.fixture
