@@ -2,6 +2,32 @@
 
 from __future__ import annotations
 
-from scholaria_ops.cli import audit, backup, catalogue, configure, health, metrics, notify, offsite, prune, rehearse, verify
+from scholaria_ops.cli import (
+    audit,
+    backup,
+    catalogue,
+    configure,
+    health,
+    metrics,
+    notify,
+    offsite,
+    prune,
+    rehearse,
+    restore,
+    verify,
+)
 
-__all__ = ["audit", "backup", "catalogue", "configure", "health", "metrics", "notify", "offsite", "prune", "rehearse", "verify"]
+__all__ = [
+    "audit",
+    "backup",
+    "catalogue",
+    "configure",
+    "health",
+    "metrics",
+    "notify",
+    "offsite",
+    "prune",
+    "rehearse",
+    "restore",
+    "verify",
+]

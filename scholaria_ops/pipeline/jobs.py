@@ -15,6 +15,7 @@ from scholaria_ops.pipeline.metadata import set_metadata
 from scholaria_ops.pipeline.partitions import add_partition, known_partitions
 from scholaria_ops.pipeline.proof import drill_job, reread_job
 from scholaria_ops.pipeline.resources import Estate
+from scholaria_ops.pipeline.restore import restore_job
 from scholaria_ops.pipeline.retention import retention_job
 from scholaria_ops.pipeline.sync import sync_catalogue
 
@@ -125,6 +126,7 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     rehearsal_job,
     sync_job,
     retention_job,
+    restore_job,
     drill_job,
     reread_job,
     health_job,

@@ -82,7 +82,7 @@ class After:
     def _raise_sequences(self, queued_ids: Sequence[int]) -> None:
         settings = self.services.settings
         highest = max([largest_point(settings.qdrant, cancel=self.services.cancel), *queued_ids])
-        line = raise_sequence(settings.postgres, CHUNK_TABLE, CHUNK_ID, highest, cancel=self.services.cancel)
+        line = raise_sequence(settings.postgres_restore, CHUNK_TABLE, CHUNK_ID, highest, cancel=self.services.cancel)
         if line:
             self.services.progress.say(line)
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 
 from scholaria_ops.catalogue.evidence.base import Model, StoreName
 from scholaria_ops.catalogue.layout import Layout, is_id, label, next_label
@@ -52,6 +52,12 @@ class Journal(Model):
     undone: tuple[StoreName, ...] = ()
     #: What was kept, for people.
     kept: tuple[str, ...] = ()
+    #: What was measured and found, once it is done: seconds by name, what wants attention, the backup that was asked for.
+    seconds: dict[str, float] = Field(default_factory=dict)
+    lockout_s: dict[StoreName, float] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    correspondence: str = ""
+    fresh_backup: str = ""
     ended_at: AwareDatetime | None = None
 
 

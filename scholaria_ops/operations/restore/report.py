@@ -17,6 +17,6 @@ def steps_of(plan: RestorePlan) -> Iterator[str]:
         yield "take NO safety set of what is replaced"
     for name, store in plan.store_plans().items():
         for step in store.steps:
-            yield f"{TITLES[name]}: {step}"
+            yield f"{TITLES[name]}: {step[:1].lower()}{step[1:]}"
     yield from (f"writers: {line}" for line in plan.fence)
     yield from (f"then: {line}" for line in plan.after)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 
 from scholaria_ops.cancel import CancelToken
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
@@ -35,24 +34,12 @@ from scholaria_ops.stores.live import Staged, StorePlan, Switched
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """What was done and how long it took. Durations in seconds."""
+    """What was done. The journal holds what was measured; see :class:`Journal`."""
 
-    restore_id: str
-    set_id: str
-    at: datetime
-    safety_set: str
+    journal: Journal
     staged: Mapping[StoreName, Staged]
     switched: Mapping[StoreName, Switched]
-    safety_s: float
-    stage_s: float
-    #: From the call that stops the writers until they were started again (0 without a fence).
-    fenced_s: float
-    #: From the end of the safety set until every store served the set.
-    restore_s: float
-    total_s: float
-    kept: tuple[str, ...]
     after: Aftermath
-    lines: tuple[str, ...] = ()
 
 
 class RestoreFailed(StoreError):
@@ -129,7 +116,8 @@ def execute(services: Services, live: LiveStores, plan: RestorePlan, *, run_id: 
         after_safety = time.monotonic()
         run = _Run(services, live, plan, typed_plans(plan, live), fence, journals, journals.write(journal), ctx)
         report = _carry_out(run, entry.set, began, safety_s, after_safety)
-        audit.note(restore=report.restore_id, safety_set=safety_set, kept=list(report.kept), warnings=list(report.after.warnings))
+        done = report.journal
+        audit.note(restore=done.id, safety_set=safety_set, seconds=done.seconds, kept=list(done.kept), warnings=list(done.warnings))
         return report
 
 
@@ -143,9 +131,12 @@ def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, 
     except BaseException as exc:
         raise _taken_back(run, exc) from exc
     restore_s = time.monotonic() - after_safety
-    lines: list[str] = []
+    kept: list[str] = []
     for name in run.plan.components:
-        lines += run.live[name].store.finish(run.journals.notebook(run.journal.id, name), run.ctx)
+        # What a store says at the end is where its way back lies by then.
+        lines = run.live[name].store.finish(run.journals.notebook(run.journal.id, name), run.ctx)
+        kept += lines or run.switched[name].kept
+    run.note(kept=tuple(kept))
     if run.unfenced is not None:
         raise RestoreFailed(
             f"the set {run.plan.set_id} is served, but {run.unfenced.message}",
@@ -154,22 +145,20 @@ def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, 
         )
     run.note(phase="done", ended_at=run.services.now())
     aftermath = after.look(backup_set, run.plan.components)
-    return RestoreReport(
-        restore_id=run.journal.id,
-        set_id=run.plan.set_id,
-        at=run.services.now(),
-        safety_set=run.journal.safety_set,
-        staged=run.staged,
-        switched=run.switched,
-        safety_s=safety_s,
-        stage_s=stage_s,
-        fenced_s=run.fenced_s,
-        restore_s=restore_s,
-        total_s=time.monotonic() - began,
-        kept=run.journal.kept,
-        after=aftermath,
-        lines=tuple(lines),
+    seconds = {"safety": safety_s, "stage": stage_s, "fenced": run.fenced_s, "restore": restore_s, "total": time.monotonic() - began}
+    warnings = (
+        *aftermath.warnings,
+        *(f"{n}: {w}" for n, staged in run.staged.items() for w in staged.warnings),
+        *(f"{n}: {w}" for n, switched in run.switched.items() for w in switched.warnings),
     )
+    run.note(
+        seconds={k: round(v, 3) for k, v in seconds.items()},
+        lockout_s={n: round(switched.lockout_s, 3) for n, switched in run.switched.items()},
+        warnings=warnings,
+        correspondence=aftermath.correspondence.line() if aftermath.correspondence else "",
+        fresh_backup=aftermath.fresh_backup,
+    )
+    return RestoreReport(run.journal, run.staged, run.switched, aftermath)
 
 
 def _safety_set(services: Services, plan: RestorePlan, run_id: str) -> tuple[str, float]:

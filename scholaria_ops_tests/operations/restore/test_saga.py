@@ -111,8 +111,8 @@ def test_a_restore_stages_all_then_switches_all_and_qdrant_last(bench: BenchFact
     assert sorted(here.steps[:3]) == ["postgres stage", "qdrant stage", "redis stage"]
     assert here.steps[3:] == [*(f"{n} switch" for n in STORE_NAMES), *(f"{n} finish" for n in STORE_NAMES)]
     assert here.writers == "running"
-    assert report.kept == ("old of postgres", "old of redis", "old of qdrant")
-    assert report.fenced_s > 0
+    assert report.journal.kept == ("old of postgres", "old of redis", "old of qdrant")
+    assert report.journal.seconds["fenced"] > 0
     assert here.journals.undoable() is not None
 
 
@@ -268,7 +268,7 @@ def test_a_restore_and_a_backup_exclude_each_other(bench: BenchFactory) -> None:
 def test_a_safety_set_of_the_real_stores_is_taken_first_and_says_so(bench: BenchFactory) -> None:
     here = bench()
     report = here.execute(safety=True, components=("redis",))
-    safety = here.services.catalogue.find(report.safety_set)
+    safety = here.services.catalogue.find(report.journal.safety_set)
     assert safety.set is not None
     assert safety.set.manifest.tier == "pre_restore"
     assert [n for n, _ in safety.set.manifest.parts()] == ["redis"]
@@ -347,7 +347,7 @@ def test_killed_at_every_durable_step_of_an_undo_the_next_command_carries_it_on(
 def test_a_journal_that_cannot_be_understood_stops_everything(bench: BenchFactory) -> None:
     here = bench()
     report = here.execute()
-    path = here.journals.directory(report.restore_id) / "journal.json"
+    path = here.journals.directory(report.journal.id) / "journal.json"
     path.write_text("{")
     with pytest.raises(Refused, match="cannot be understood"):
         here.execute()

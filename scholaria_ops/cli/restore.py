@@ -1,0 +1,288 @@
+"""`scholaria-ops restore`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
+from scholaria_ops.catalogue.sets import Kind
+from scholaria_ops.cli.common import JsonOption, SetArgument, run, services, when
+from scholaria_ops.cli.main import app
+from scholaria_ops.cli.output import emit_json, err, out, plain, print_table, showing_progress
+from scholaria_ops.errors import ConfigError, Refused, UsageError
+from scholaria_ops.humane import human_bytes
+from scholaria_ops.operations.restore.journal import Journal, Journals
+from scholaria_ops.operations.restore.options import RestoreOptions
+from scholaria_ops.operations.restore.plan import Plans, RestorePlan, plan_restore, refuse_objections
+from scholaria_ops.operations.restore.report import TITLES, steps_of
+from scholaria_ops.operations.services import Services
+from scholaria_ops.profiles.scholaria import KEY_ACTIONS, KEY_CLASSES, KeyAction
+from scholaria_ops.stores.live import Effect
+
+
+@app.command()
+def restore(
+    reference: SetArgument = "latest",
+    component: Annotated[
+        list[str] | None, typer.Option("--component", help="postgres, redis or qdrant; may be given several times")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its consequences; change nothing")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Do not ask for confirmation; needed without a terminal")] = False,
+    source: Annotated[str, typer.Option("--from", help="local or offsite: where the set is taken from")] = "local",
+    no_safety: Annotated[bool, typer.Option("--no-safety", help="Take no pre_restore set of what is replaced")] = False,
+    keys: Annotated[
+        list[str] | None, typer.Option("--keys", help="CLASS=restore|drop|park for a class of Redis keys; may be given several times")
+    ] = None,
+    qdrant_in_place: Annotated[
+        bool, typer.Option("--qdrant-in-place", help="Keep the plain name of a Qdrant collection instead of making it an alias")
+    ] = False,
+    accept_replication: Annotated[
+        bool, typer.Option("--accept-replication", help="Restore although slots, publications, subscriptions or standbys exist")
+    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Go back to the state before the last restore")] = False,
+    discard_old: Annotated[bool, typer.Option("--discard-old", help="Remove what restores have kept for --undo")] = False,
+    recover: Annotated[bool, typer.Option("--recover", help="Take back or finish a restore that was cut off")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a set back into the live stores: planned, staged beside and compared, switched in a moment, reversible."""
+    if sum((undo, discard_old, recover, dry_run)) > 1 and not (undo and dry_run):
+        raise UsageError("--dry-run, --undo, --discard-old and --recover exclude each other", hint="Give one (or --undo --dry-run).")
+    if recover:
+        _recover(as_json)
+    elif discard_old:
+        _discard(force, as_json)
+    elif undo:
+        _undo(dry_run, force, as_json)
+    else:
+        options = RestoreOptions(
+            components=tuple(_component(c) for c in component or ()),
+            safety=not no_safety,
+            qdrant_in_place=qdrant_in_place,
+            accept_replication=accept_replication,
+            key_actions=dict(_key_action(k) for k in keys or ()),
+        )
+        _restore(reference, options, source, dry_run=dry_run, force=force, as_json=as_json)
+
+
+def _component(text: str) -> StoreName:
+    for name in STORE_NAMES:
+        if name == text:
+            return name
+    raise UsageError(f"there is no component {text!r}", hint=f"Use {', '.join(STORE_NAMES)}.")
+
+
+def _key_action(text: str) -> tuple[str, KeyAction]:
+    name, _, wanted = text.partition("=")
+    known = {c.name for c in KEY_CLASSES}
+    for action in KEY_ACTIONS:
+        if action == wanted and name in known:
+            return name, action
+    raise UsageError(
+        f"--keys {text!r} is not CLASS=ACTION", hint=f"Classes: {', '.join(sorted(known))}; actions: {', '.join(KEY_ACTIONS)}."
+    )
+
+
+def _restore(reference: str, options: RestoreOptions, source: str, *, dry_run: bool, force: bool, as_json: bool) -> None:
+    from scholaria_ops.operations.restore.live import live_stores
+
+    if source not in {"local", "offsite"}:
+        raise ConfigError(f"source {source!r} does not exist", hint="Use local or offsite.")
+    with showing_progress() as progress:
+        here = services(progress)
+        if source == "offsite":
+            reference = _brought_here(here, reference)
+        plan = plan_restore(here, live_stores(here, options), reference, options)
+    Plans(here.catalogue).show(plan)
+    if not as_json:
+        show_plan(plan, dry_run=dry_run)
+    if dry_run:
+        if as_json:
+            emit_json("restore", {"executed": False, **plan_json(plan)})
+        refuse_objections(plan)
+        return
+    refuse_objections(plan)
+    _confirm(force, f"Type yes to restore {plan.set_id} into the live stores")
+    from scholaria_ops.pipeline.origin import from_command_line
+
+    with from_command_line():
+        run_id = run("restore", config={"plan_of_restore": {"config": {"dry_run": False, "digest": plan.digest}}})
+    journal = Journals(here.catalogue.layout).undoable()
+    if as_json:
+        emit_json(
+            "restore",
+            {"executed": True, **plan_json(plan), "run_id": run_id, "restore": journal.model_dump(mode="json") if journal else None},
+        )
+        return
+    if journal:
+        show_done(journal)
+    out.print(f"run in Dagster: {run_id}", markup=False)
+
+
+def show_done(journal: Journal) -> None:
+    """What a restore did, with its figures."""
+    times = ", ".join(f"{TITLES[n]} {s:.2f} s" for n, s in journal.lockout_s.items())
+    out.print(f"[green]\\[OK][/] {journal.set_id} is served by {', '.join(TITLES[n] for n in journal.stores)}; compared with its evidence")
+    out.print(f"[green]\\[OK][/] without service: {times}", highlight=False)
+    seconds = journal.seconds
+    fenced = f", writers stopped {seconds['fenced']:.1f} s" if seconds.get("fenced") else ""
+    out.print(f"[green]\\[OK][/] restored in {seconds['restore']:.1f} s, after a safety set in {seconds['safety']:.1f} s{fenced}")
+    if journal.correspondence:
+        out.print(f"rows and points: {journal.correspondence}", markup=False)
+    for warning in journal.warnings:
+        out.print(f"[yellow]note[/] {plain(warning)}")
+    for line in journal.kept:
+        out.print(f"kept: {line}", markup=False)
+    if journal.fresh_backup:
+        out.print(f"a fresh backup was asked for: {journal.fresh_backup} (Dagster's daemon starts it)", markup=False)
+    out.print("`scholaria-ops restore --undo` goes back; `scholaria-ops restore --discard-old` removes what is kept", markup=False)
+
+
+def _brought_here(here: Services, reference: str) -> str:
+    """The id of an offsite set that stands here now, fetched if it did not."""
+    from scholaria_ops.operations.offsite import fetch, offsite_id
+
+    set_id = offsite_id(here, reference)
+    entry = here.catalogue.find(set_id) if here.catalogue.layout.sealed(set_id).exists() else None
+    if entry is not None and entry.kind is Kind.SEALED:
+        here.progress.say(f"{set_id} is here already; its bytes are checked before they are used")
+        return set_id
+    fetch(here, set_id)
+    return set_id
+
+
+def _confirm(force: bool, question: str) -> None:
+    if force:
+        return
+    if not sys.stdin.isatty():
+        raise Refused("nobody is here to confirm", hint="Add --force if you mean it; --dry-run shows the plan.")
+    if typer.prompt(question, default="no", show_default=False) != "yes":
+        raise Refused("not confirmed", hint="Nothing was touched.")
+
+
+def show_plan(plan: RestorePlan, *, dry_run: bool) -> None:
+    """The plan as operators know it, then its consequences."""
+    mark = "\\[DRY RUN] Would restore" if dry_run else "Will restore"
+    out.print(f"set {plan.set_id} ({plan.tier}), cut {when(plan.cut_at)}", markup=False)
+    for name, store in plan.store_plans().items():
+        out.print(f"{mark} {TITLES[name]} from: {plain(', '.join(store.artifacts))} → {plain(store.target)}")
+    out.print("")
+    for number, step in enumerate(steps_of(plan), 1):
+        out.print(f"{number:>3}. {step}", markup=False)
+    effects = [(TITLES[n], e) for n, p in plan.store_plans().items() for e in p.effects] + [("all", e) for e in plan.effects]
+    if effects:
+        out.print("")
+        print_table(["store", "", "what", "count", "detail"], [_effect_row(who, e) for who, e in effects], right=["count"])
+    needs = [(TITLES[n], need) for n, p in plan.store_plans().items() for need in p.needs]
+    if needs:
+        out.print("")
+        print_table(
+            ["store", "needs", "for", "free"],
+            [
+                [
+                    who,
+                    human_bytes(n.needed_bytes),
+                    plain(n.what),
+                    human_bytes(n.free_bytes) if n.free_bytes is not None else "not known from here",
+                ]
+                for who, n in needs
+            ],
+            right=["needs"],
+        )
+    out.print("")
+    for name, store in plan.store_plans().items():
+        for warning in store.warnings:
+            out.print(f"[yellow]note[/] {TITLES[name]}: {plain(warning)}")
+    for who, objection in plan.all_objections:
+        out.print(f"[bold red]against it[/] {plain(who)}: {plain(objection.message)} → {plain(objection.hint)}")
+    out.print(
+        f"expected: {plan.expected_s:.0f} s beside the running application, {plan.expected_lockout_s:.1f} s without service; "
+        f"plan {plan.digest[:12]}, valid until {plan.valid_until:%H:%M} UTC",
+        markup=False,
+    )
+
+
+_COLOURS = {"lost": "bold red", "revived": "yellow", "reused": "yellow", "parked": "yellow", "dropped": "yellow"}
+
+
+def _effect_row(who: str, effect: Effect) -> list[str]:
+    colour = _COLOURS.get(effect.kind)
+    kind = f"[{colour}]{effect.kind}[/]" if colour else effect.kind
+    return [who, kind, plain(effect.what), f"{effect.count:,}" if effect.count is not None else "", plain(effect.detail)]
+
+
+def plan_json(plan: RestorePlan) -> dict[str, Any]:
+    """Stable form of a plan."""
+    return {
+        "digest": plan.digest,
+        "plan": plan.model_dump(mode="json"),
+        "steps": list(steps_of(plan)),
+        "objections": [{"store": who, **o.model_dump(mode="json")} for who, o in plan.all_objections],
+        "expected_s": plan.expected_s,
+        "expected_lockout_s": plan.expected_lockout_s,
+    }
+
+
+def _undo(dry_run: bool, force: bool, as_json: bool) -> None:
+    from scholaria_ops.operations.restore.live import live_stores
+    from scholaria_ops.operations.restore.undo import plan_undo, undo
+
+    with showing_progress() as progress:
+        here = services(progress)
+        live = live_stores(here, RestoreOptions())
+        plan = plan_undo(here, live)
+    if not as_json:
+        out.print(f"The restore {plan.restore_id} of the set {plan.set_id} would be undone in {', '.join(TITLES[n] for n in plan.stores)}.")
+        effects = [(TITLES[n], e) for n, found in plan.effects.items() for e in found]
+        if effects:
+            print_table(["store", "", "what", "count", "detail"], [_effect_row(who, e) for who, e in effects], right=["count"])
+        else:
+            out.print("Nothing was written since.")
+        for line in plan.fence:
+            out.print(f"writers: {line}", markup=False)
+    document = {"undo": plan.model_dump(mode="json"), "executed": not dry_run}
+    if dry_run:
+        if as_json:
+            emit_json("restore", document)
+        return
+    _confirm(force, f"Type yes to undo the restore {plan.restore_id}")
+    with showing_progress() as progress:
+        lines = undo(services(progress), live, plan)
+    if as_json:
+        emit_json("restore", {**document, "lines": lines})
+    for line in lines if not as_json else ():
+        out.print(line, markup=False)
+
+
+def _discard(force: bool, as_json: bool) -> None:
+    from scholaria_ops.operations.restore.live import live_stores
+    from scholaria_ops.operations.restore.undo import discard
+
+    here = services()
+    keeping = Journals(here.catalogue.layout).keeping()
+    for journal in keeping if not as_json else ():
+        out.print(f"{journal.id} ({journal.set_id}): {'; '.join(journal.kept) or 'files only'}", markup=False)
+    if keeping:
+        _confirm(force, "Type yes to remove what these restores have kept")
+    with showing_progress() as progress:
+        done = discard(services(progress), live_stores(here, RestoreOptions()))
+    if as_json:
+        emit_json("restore", {"discarded": [{"restore": d.restore_id, "lines": list(d.lines)} for d in done]})
+    else:
+        err.print(f"{len(done)} restore(s) can no longer be undone" if done else "nothing was kept", markup=False)
+
+
+def _recover(as_json: bool) -> None:
+    from scholaria_ops.operations.restore.live import live_stores
+    from scholaria_ops.operations.restore.recover import recover_now
+
+    with showing_progress() as progress:
+        here = services(progress)
+        lines = recover_now(here, live_stores(here, RestoreOptions()))
+    if as_json:
+        emit_json("restore", {"recovered": lines})
+        return
+    for line in lines or ["no restore was cut off"]:
+        out.print(line, markup=False)

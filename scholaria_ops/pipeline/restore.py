@@ -1,0 +1,182 @@
+"""Restoring live stores from Dagster: the plan is the first step of every run, execution takes nothing but a plan's digest."""
+
+from collections.abc import Iterable
+
+import dagster as dg
+from pydantic import Field
+
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
+from scholaria_ops.errors import Refused, UsageError
+from scholaria_ops.humane import human_bytes
+from scholaria_ops.operations.offsite import push_records
+from scholaria_ops.operations.restore.live import live_stores
+from scholaria_ops.operations.restore.options import RestoreOptions
+from scholaria_ops.operations.restore.plan import Plans, RestorePlan, plan_restore
+from scholaria_ops.operations.restore.report import steps_of
+from scholaria_ops.operations.restore.saga import RestoreReport, execute
+from scholaria_ops.operations.services import Services
+from scholaria_ops.pipeline.errors import as_failure
+from scholaria_ops.pipeline.metadata import Metadata, table
+from scholaria_ops.pipeline.origin import asked_at_a_shell
+from scholaria_ops.pipeline.resources import Estate
+
+_FROM_UI = "Use `scholaria-ops restore` at a terminal, or set BACKUP_RESTORE_FROM_UI."
+
+
+class RestoreConfig(dg.Config):
+    """Without a digest the plan is made and shown. With ``dry_run: false`` and the digest of a plan that was shown, it is executed."""
+
+    set_id: str = "latest"
+    components: list[str] = Field(default_factory=list)
+    dry_run: bool = True
+    digest: str = ""
+    safety: bool = True
+    qdrant_in_place: bool = False
+    accept_replication: bool = False
+
+
+@dg.op(
+    out={
+        "plan": dg.Out(str, description="Digest of the plan, with its tables."),
+        "confirmed": dg.Out(str, is_required=False, description="The same, if the plan is to be executed."),
+    },
+    description="Says what restoring a set would do to the live stores, row by row, key by key, point by point. Changes nothing.",
+)
+def plan_of_restore(context: dg.OpExecutionContext, config: RestoreConfig, estate: Estate) -> Iterable[dg.Output[str]]:
+    with as_failure(), estate.services(context.log) as services:
+        plan = _plan(services, config)
+    yield dg.Output(plan.digest, output_name="plan", metadata=plan_metadata(plan))
+    if config.dry_run:
+        context.log.info("Nothing was touched. The digest of this plan is %s; it is valid until %s.", plan.digest, plan.valid_until)
+        return
+    yield dg.Output(plan.digest, output_name="confirmed")
+
+
+def _plan(services: Services, config: RestoreConfig) -> RestorePlan:
+    plans = Plans(services.catalogue)
+    if config.digest:
+        return plans.shown(config.digest, services.now())
+    if not config.dry_run:
+        raise UsageError("a restore is executed by the digest of a plan that was shown", hint="Run once with dry_run, read the plan.")
+    if not set(config.components) <= set(STORE_NAMES):
+        raise UsageError(f"components {config.components} are not among {', '.join(STORE_NAMES)}")
+    options = RestoreOptions(
+        components=tuple(_names(config.components)),
+        safety=config.safety,
+        qdrant_in_place=config.qdrant_in_place,
+        accept_replication=config.accept_replication,
+    )
+    reference = "latest" if config.set_id == "latest" else _as_id(config.set_id)
+    plan = plan_restore(services, live_stores(services, options), reference, options)
+    plans.show(plan)
+    return plan
+
+
+def _as_id(text: str) -> str:
+    """Run config may name a set by its id only, never by a path."""
+    from scholaria_ops.catalogue.layout import check_id
+
+    return check_id(text)
+
+
+def _names(components: Iterable[str]) -> Iterable[StoreName]:
+    return (name for name in STORE_NAMES if name in components)
+
+
+@dg.op(
+    pool="estate",
+    description="Carries out the plan: stages beside, compares, stops the writers, switches, starts them; on failure takes all of it back.",
+)
+def execute_restore(context: dg.OpExecutionContext, confirmed: str, estate: Estate) -> None:
+    with as_failure(), estate.services(context.log) as services:
+        if not asked_at_a_shell() and not services.settings.restore_from_ui:
+            raise Refused("restores are not executed from the UI here", hint=_FROM_UI)
+        plan = Plans(services.catalogue).shown(confirmed, services.now())
+        report = execute(services, live_stores(services, plan.options), plan, run_id=context.run.run_id)
+        push_records(services, plan.set_id)
+    for warning in report.journal.warnings:
+        context.log.warning(warning)
+    context.add_output_metadata(report_metadata(report))
+
+
+@dg.job(
+    name="restore",
+    executor_def=dg.in_process_executor,
+    # The digest goes from one step to the next in memory: nothing about a restore is pickled to disk.
+    resource_defs={"io_manager": dg.mem_io_manager, "estate": Estate()},
+    tags={"dagster/max_runtime": str(12 * 3600)},
+    description="Shows what restoring a set into the live stores would do; executes a plan by its digest, where a setting allows it.",
+)
+def restore_job() -> None:
+    _, confirmed = plan_of_restore()
+    execute_restore(confirmed)
+
+
+def plan_metadata(plan: RestorePlan) -> Metadata:
+    """The plan as tables, with its digest and numbers."""
+    effects = [(name, e) for name, p in plan.store_plans().items() for e in p.effects] + [("all", e) for e in plan.effects]
+    against = plan.all_objections
+    needs = [(name, n) for name, p in plan.store_plans().items() for n in p.needs]
+    return {
+        "digest": plan.digest,
+        "set": plan.set_id,
+        "valid_until": plan.valid_until.isoformat(timespec="seconds"),
+        "expected_s": round(plan.expected_s, 1),
+        "expected_lockout_s": round(plan.expected_lockout_s, 2),
+        "steps": table({"step": n, "what": text} for n, text in enumerate(steps_of(plan), 1)),
+        **(
+            {
+                "consequences": table(
+                    {"store": who, "kind": e.kind, "what": e.what, "count": e.count if e.count is not None else "", "detail": e.detail}
+                    for who, e in effects
+                )
+            }
+            if effects
+            else {}
+        ),
+        **(
+            {
+                "needs": table(
+                    {
+                        "store": who,
+                        "what": n.what,
+                        "needed": human_bytes(n.needed_bytes),
+                        "free": human_bytes(n.free_bytes) if n.free_bytes is not None else "not known from here",
+                    }
+                    for who, n in needs
+                )
+            }
+            if needs
+            else {}
+        ),
+        **(
+            {"objections": table({"store": who, "why": o.message, "next": o.hint, "overruled_by": o.option} for who, o in against)}
+            if against
+            else {}
+        ),
+    }
+
+
+def report_metadata(report: RestoreReport) -> Metadata:
+    """What was done, in numbers."""
+    done = report.journal
+    return {
+        "restore": done.id,
+        "set": done.set_id,
+        "safety_set": done.safety_set or "–",
+        **{f"{name}_s": seconds for name, seconds in done.seconds.items()},
+        "stores": table(
+            {
+                "store": name,
+                "without_service_s": round(switched.lockout_s, 3),
+                "phases": ", ".join(f"{k} {v:.2f} s" for k, v in {**report.staged[name].seconds, **switched.seconds}.items()),
+                "counts": ", ".join(f"{v:,} {k}" for k, v in report.staged[name].counts.items()),
+            }
+            for name, switched in report.switched.items()
+        ),
+        "kept": dg.MetadataValue.md("\n".join(f"* {line}" for line in done.kept) or "–"),
+        "correspondence": done.correspondence or "–",
+        "migration": report.after.revision or "–",
+        "fresh_backup": done.fresh_backup or "–",
+        **({"warnings": dg.MetadataValue.md("\n".join(f"* {w}" for w in done.warnings))} if done.warnings else {}),
+    }
