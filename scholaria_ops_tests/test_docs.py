@@ -75,7 +75,7 @@ def test_every_command_and_option_named_exists(path: Path) -> None:
 def test_commands_are_found_at_all_and_wrong_ones_are_caught() -> None:
     assert sum(len(list(command_lines(p.read_text()))) for p in PAGES) > 60
     assert list(problems_of("scholaria-ops backup --teir daily")) == ["backup has no option --teir"]
-    assert list(problems_of("scholaria-ops restore latest")) == ["no command 'restore'"]
+    assert list(problems_of("scholaria-ops undelete latest")) == ["no command 'undelete'"]
     assert list(problems_of("scholaria-ops --env-file x rehearse --from offsite SET")) == []
 
 
