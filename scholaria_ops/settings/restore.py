@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, SecretStr
 
-from scholaria_ops.connections import PostgresConnection
+from scholaria_ops.connections import PostgresConnection, RedisConnection
 from scholaria_ops.settings.field import named
 
 
@@ -20,6 +20,15 @@ class RestoreSettings(BaseModel):
         "DB_RESTORE_PASSWORD", default=None, description="Password of that role; without it, `DB_PASSWORD`"
     )
 
+    redis_restore_username: str | None = named(
+        "REDIS_RESTORE_USERNAME",
+        default=None,
+        description="ACL user that restores: may write, swap and empty databases; without it, `REDIS_USERNAME`",
+    )
+    redis_restore_password: SecretStr | None = named(
+        "REDIS_RESTORE_PASSWORD", default=None, description="Password of that user; without it, `REDIS_PASSWORD`"
+    )
+
     def restoring(self, live: PostgresConnection) -> PostgresConnection:
         """The connection to the live database, as the role that restores."""
         changed: dict[str, object] = {}
@@ -27,4 +36,13 @@ class RestoreSettings(BaseModel):
             changed["user"] = self.db_restore_user
         if self.db_restore_password is not None:
             changed["password"] = self.db_restore_password
+        return live.model_copy(update=changed)
+
+    def restoring_redis(self, live: RedisConnection) -> RedisConnection:
+        """The connection to the live Redis, as the ACL user that restores."""
+        changed: dict[str, object] = {}
+        if self.redis_restore_username is not None:
+            changed["username"] = self.redis_restore_username
+        if self.redis_restore_password is not None:
+            changed["password"] = self.redis_restore_password
         return live.model_copy(update=changed)

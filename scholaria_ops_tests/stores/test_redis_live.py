@@ -91,11 +91,20 @@ def test_a_plan_counts_what_is_lost_and_what_comes_back_and_changes_nothing(
         "database 0, session": 1,
         "function library lib": None,
     }
-    assert effects(plan, "dropped") == {"database 0, keys of class rag_query": 300}
+    assert effects(plan, "dropped") == {"database 0, the set's keys of class rag_query": 300}
     assert list(effects(plan, "parked").values()) == [1, 7]
     assert effects(plan, "revived") == {"sessions of the set that the live store does not have": 1}
     assert [(t.name, t.id, t.mentions) for t in plan.tasks[:2]] == [("ingest", "id-0", (7000,)), ("ingest", "id-1", (7001,))]
     assert plan.tasks_total == 7
+    assert [(e.what, e.count) for e in plan.effects if e.kind == "note"] == [
+        ("database 0, keys in both", 25),
+        ("database 3, keys in both", 2),
+    ]
+    (rag_query,) = [e for e in plan.effects if e.what == "database 0, rag_query"]
+    assert rag_query.detail == "no key of class rag_query is restored"
+    (waiting,) = [e for e in plan.effects if e.kind == "parked" and e.count == 7]
+    assert waiting.detail.startswith("ingest(7000, 'text'); ingest(7001, 'text')")
+    assert waiting.detail.endswith("and 2 more")
 
 
 def test_a_restore_serves_the_set_and_keeps_what_was_served(

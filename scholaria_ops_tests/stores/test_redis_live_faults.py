@@ -14,12 +14,14 @@ import pytest
 from pydantic import SecretStr
 
 from scholaria_ops.cancel import CancelToken
+from scholaria_ops.connections import RedisConnection
 from scholaria_ops.errors import Cancelled, ConfigError, Refused, StoreError, StoreUnavailable, VerificationFailed
 from scholaria_ops.process import run
 from scholaria_ops.profiles.scholaria import KEY_CLASSES
 from scholaria_ops.sandbox.redis import RedisServer
 from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.sandbox.tools import Tools
+from scholaria_ops.settings import load_settings
 from scholaria_ops.stores.redis import load
 from scholaria_ops.stores.redis.info import look
 from scholaria_ops.stores.redis.live import RESTORE_RULES, RedisLive, RedisPlan
@@ -503,6 +505,9 @@ def test_tasks_are_read_whatever_they_look_like() -> None:
     assert decode(0, "unacked", unacked.encode()).mentions == (7,)
     old = json.dumps({"body": json.dumps({"task": "t", "id": "u-3", "args": [5], "kwargs": {}}), "headers": {}, "properties": {}})
     assert decode(0, "celery", old.encode()).id == "u-3"
+    bare = json.loads(celery_message("app.ingest", "u-4", [8]))
+    del bare["properties"]["body_encoding"]
+    assert decode(0, "celery", json.dumps(bare).encode()).mentions == (8,)
     for nonsense in (b"task 7", b"\xff\x00", b"[]", b"null", b'{"body": "%%", "properties": {"body_encoding": "base64"}}', b"3"):
         assert decode(0, "celery", nonsense).name == UNREADABLE
 
@@ -575,3 +580,11 @@ def test_a_disk_that_fills_while_data_come_in_leaves_the_served_data_alone(
         server.kill()
         run(["umount", str(disk)])
         disk.rmdir()
+
+
+def test_the_settings_name_a_user_that_restores() -> None:
+    connection = RedisConnection(username="backup", password=SecretStr("b"))
+    assert load_settings({}).restoring_redis(connection) == connection
+    named = load_settings({"REDIS_RESTORE_USERNAME": "restorer", "REDIS_RESTORE_PASSWORD": "r"})
+    assert named.restoring_redis(connection) == RedisConnection(username="restorer", password=SecretStr("r"))
+    assert "r" in named.secrets

@@ -15,7 +15,7 @@ from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, EffectKind
 from scholaria_ops.stores.redis.info import ServerInfo, acl_users
 from scholaria_ops.stores.redis.live.classes import Applied, Classes, scan
-from scholaria_ops.stores.redis.live.tasks import QueuedTask
+from scholaria_ops.stores.redis.live.tasks import UNREADABLE, QueuedTask
 from scholaria_ops.stores.redis.measure import prefix_of
 from scholaria_ops.stores.redis.scratch import Scratch
 from scholaria_ops.stores.redis.wire import Wire
@@ -36,6 +36,8 @@ class Comparison:
     lost: Counts = field(default_factory=Counter)
     both: Counts = field(default_factory=Counter)
     back: Counts = field(default_factory=Counter)
+    #: Where live keys belong to a class that is dropped: (database, prefix) → class.
+    left_out: dict[tuple[int, str], str] = field(default_factory=dict)
     #: Class of sessions → keys that would come back.
     revived: Counter[str] = field(default_factory=Counter)
 
@@ -50,7 +52,10 @@ def compare_names(live: Wire, info: ServerInfo, scratch: Scratch, classes: Class
         scratch.wire.call("SELECT", db)
         for keys in scan(live, ctx.cancel):
             for key, taken in zip(keys, scratch.wire.call("EVAL", _TAKE_OUT, 0, *keys), strict=True):
-                (found.both if taken else found.lost)[db, prefix_of(key, raw_rules)] += 1
+                which = db, prefix_of(key, raw_rules)
+                (found.both if taken else found.lost)[which] += 1
+                if not taken and which not in found.left_out and classes.action(key) == "drop" and (entry := classes.of(key)):
+                    found.left_out[which] = entry.name
             ctx.progress.advance("redis: names", len(keys))
     ctx.progress.finish("redis: names")
     for db in sorted(scratch.keyspace()):
@@ -67,11 +72,22 @@ def compare_names(live: Wire, info: ServerInfo, scratch: Scratch, classes: Class
 def describe(found: Comparison, applied: Applied, classes: Classes) -> list[Effect]:
     """Counts of keys, per database and prefix or class."""
     why = {c.name: c.why for c in classes.known}
-    effects = _counted("lost", found.lost, "")
-    effects += _counted("back", found.back, "")
-    effects += _counted("note", found.both, "in both: the set's value replaces the live one, which may be newer")
+    effects = _counted("lost", found.lost, {which: f"no key of class {name} is restored" for which, name in found.left_out.items()})
+    effects += _counted("back", found.back, {})
+    per_database: Counter[int] = Counter()
+    for (db, _), n in found.both.items():
+        per_database[db] += n
+    for db, n in sorted(per_database.items()):
+        effects.append(
+            Effect(
+                kind="note",
+                what=f"database {db}, keys in both",
+                count=n,
+                detail="the set's value replaces the live one, which may be newer",
+            )
+        )
     for (name, db), n in sorted(applied.dropped.items()):
-        effects.append(Effect(kind="dropped", what=f"database {db}, keys of class {name}", count=n, detail=why[name]))
+        effects.append(Effect(kind="dropped", what=f"database {db}, the set's keys of class {name}", count=n, detail=why[name]))
     for (name, db), n in sorted(applied.parked.items()):
         what = f"database {db}, keys of class {name}, as parked:<restore's id>:<name>"
         effects.append(Effect(kind="parked", what=what, count=n, detail=why[name]))
@@ -82,12 +98,15 @@ def describe(found: Comparison, applied: Applied, classes: Classes) -> list[Effe
     return effects
 
 
-def _counted(kind: EffectKind, counts: Counts, detail: str) -> list[Effect]:
+def _counted(kind: EffectKind, counts: Counts, details: Mapping[tuple[int, str], str]) -> list[Effect]:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    effects = [Effect(kind=kind, what=f"database {db}, {prefix}", count=n, detail=detail) for (db, prefix), n in ordered[:_SHOWN]]
+    effects = [
+        Effect(kind=kind, what=f"database {db}, {prefix}", count=n, detail=details.get((db, prefix), ""))
+        for (db, prefix), n in ordered[:_SHOWN]
+    ]
     if rest := ordered[_SHOWN:]:
         what = f"keys of {len(rest)} further prefixes"
-        effects.append(Effect(kind=kind, what=what, count=sum(n for _, n in rest), detail=detail))
+        effects.append(Effect(kind=kind, what=what, count=sum(n for _, n in rest)))
     return effects
 
 
@@ -105,8 +124,12 @@ def describe_tasks(queued: Sequence[QueuedTask], live: Sequence[QueuedTask], cla
 
 
 def _sample(tasks: Sequence[QueuedTask]) -> str:
-    shown = "; ".join(f"{t.name}({t.args}) {t.id}".strip() for t in tasks[:_NAMED_TASKS])
+    shown = "; ".join(f"{t.name}({_short(t.args)})" if t.name != UNREADABLE else UNREADABLE for t in tasks[:_NAMED_TASKS])
     return shown + (f"; and {len(tasks) - _NAMED_TASKS:,} more" if len(tasks) > _NAMED_TASKS else "")
+
+
+def _short(text: str, limit: int = 40) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def describe_names(live: Wire, evidence: RedisEvidence, functions_now: Mapping[str, str]) -> list[Effect]:

@@ -290,15 +290,15 @@ def _steps(artifact: Artifact, where: str, pairs: Sequence[tuple[int, int]], pol
     dropped = [name for name, action in classes.actions.items() if action == "drop"]
     parked = [name for name, action in classes.actions.items() if action == "park"]
     left_out = "; ".join(f"{verb} keys of class {', '.join(names)}" for verb, names in (("drop", dropped), ("park", parked)) if names)
-    steps = [f"Load {artifact.path} into a scratch server and compare it with the evidence, key for key"]
+    steps = [f"load {artifact.path} into a scratch server and compare it with the evidence, key for key"]
     if left_out:
-        steps.append(f"There: {left_out}")
+        steps.append(f"there, {left_out}")
     if policy:
-        steps.append(f"Set maxmemory-policy of Redis at {where} from {policy} to noeviction until both copies are no longer in memory")
+        steps.append(f"set maxmemory-policy of Redis at {where} from {policy} to noeviction until both copies are no longer in memory")
     steps += [
-        f"Send the data into the empty database(s) {spare}, read them back and compare them",
-        f"Swap database(s) {served} with {spare} and replace functions in one transaction; wait until a restart would serve them",
-        "Once all stores are restored: write what was served before into an RDB here, prove it, and empty the spare database(s)",
+        f"send the data into the empty database(s) {spare}, read them back and compare them",
+        f"swap database(s) {served} with {spare} and replace functions in one transaction; wait until a restart would serve them",
+        "once all stores are restored: write what was served before into an RDB here, prove it, and empty the spare database(s)",
     ]
     return tuple(steps)
 

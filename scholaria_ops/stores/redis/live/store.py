@@ -89,7 +89,8 @@ class RedisLive:
             applied = apply(scratch, Classes(plan.key_actions), journal.restore_id, ctx.cancel)
             crossing = Crossing(number=0, target=self._link.where, pairs=plan.pairs, ledger=plan.ledger, policy=plan.policy)
             seconds = {**scratch.seconds, "prove_set": proved - began, "classes": time.monotonic() - proved}
-            staged = self._stage(crossing, scratch, source.evidence, journal, ctx, identity=plan.identity)
+            left = measured(scratch, source.evidence, ctx, like=None) if applied.changed else source.evidence
+            staged = self._stage(crossing, scratch, as_of_now(left), journal, ctx, identity=plan.identity)
         counts = dict(staged.counts)
         for verb, per_class in (("dropped", applied.dropped), ("parked", applied.parked)):
             for (name, _), n in per_class.items():
@@ -106,10 +107,9 @@ class RedisLive:
         crossings.take_back(self._link, journal, ctx)
 
     def _stage(
-        self, crossing: Crossing, scratch: Scratch, evidence: RedisEvidence, journal: Journal, ctx: Context, *, identity: str | None
+        self, crossing: Crossing, scratch: Scratch, expected: RedisEvidence, journal: Journal, ctx: Context, *, identity: str | None
     ) -> Staged:
-        """Send what a scratch server holds; on any failure the server is as it was before."""
-        expected = as_of_now(measured(scratch, evidence, ctx, like=None))
+        """Send what a scratch server holds (``expected``); on any failure the server is as it was before."""
         try:
             with self._link.wire(ctx) as wire:
                 info = crossings.planned(wire, identity)
@@ -226,7 +226,7 @@ class RedisLive:
             crossing = Crossing(
                 number=journal.completed, target=self._link.where, pairs=pairs, ledger=ledger, policy=policy_to_change(info)
             )
-            self._stage(crossing, scratch, evidence, journal, ctx, identity=None)
+            self._stage(crossing, scratch, as_of_now(evidence), journal, ctx, identity=None)
 
     def discard(self, notebook: Notebook, ctx: Context) -> list[str]:
         return crossings.discard(self._link, Journal(notebook), ctx)

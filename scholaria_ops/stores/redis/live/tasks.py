@@ -93,12 +93,20 @@ def _shown(args: Any, kwargs: Any) -> str:
 
 def _body(envelope: dict[str, Any]) -> Any:
     body = envelope.get("body", "")
-    if (envelope.get("properties") or {}).get("body_encoding") == "base64" and isinstance(body, str):
+    if not isinstance(body, str):
+        return body
+    encoding = (envelope.get("properties") or {}).get("body_encoding")
+    if encoding != "base64":
         try:
-            body = base64.b64decode(body)
-        except binascii.Error as exc:
-            raise ValueError(str(exc)) from exc
-    return json.loads(body) if isinstance(body, str | bytes) else body
+            return json.loads(body)
+        except ValueError:
+            if encoding is not None:
+                raise
+    # Some producers leave the encoding out; no JSON text of a body is base64.
+    try:
+        return json.loads(base64.b64decode(body, validate=True))
+    except binascii.Error as exc:
+        raise ValueError(str(exc)) from exc
 
 
 def _numbers(value: Any) -> Iterator[int]:
