@@ -152,3 +152,11 @@ def test_a_backup_that_holds_the_lock_stops_no_tick(instance: dg.DagsterInstance
     make_set(catalogue, verified=True)
     with estate_lock(catalogue.layout.lock, "backup of a test"):
         assert isinstance(tick(instance, "monthly_rehearsal"), dg.RunRequest)
+
+
+def test_health_is_looked_at_whatever_cannot_be_read(instance: dg.DagsterInstance, settings_file: Path) -> None:
+    """A tick that fails tells nobody; a run that fails is told to people."""
+    settings_file.write_text("BACKUP_DIR=relative/path\n")
+    assert isinstance(tick(instance, "health"), dg.RunRequest)
+    with pytest.raises(dg.Failure, match="BACKUP_DIR"):
+        tick(instance, "monthly_rehearsal")
