@@ -25,6 +25,8 @@ _ENDS: dict[dg.DagsterRunStatus, Literal["success", "failure", "cancelled"]] = {
     dg.DagsterRunStatus.FAILURE: "failure",
     dg.DagsterRunStatus.CANCELED: "cancelled",
 }
+#: Jobs whose checks are made in full each time. A verification of bytes alone leaves most checks open, on purpose.
+_JUDGED = ("backup", "health")
 #: A daemon whose sensors were evaluated this lately, in seconds, tells of runs by itself.
 _ALIVE_S = 180.0
 
@@ -45,7 +47,7 @@ def facts_of(instance: dg.DagsterInstance, run_id: str) -> RunFacts | None:
         how=actor_of(run.tags, run_id).how,
         set_id=run.tags.get("dagster/partition", ""),
         tier=run.tags.get("scholaria/tier", ""),
-        warnings=_shipping_warnings(instance, run_id),
+        warnings=(*_shipping_warnings(instance, run_id), *_checks_that_warn(instance, run_id, run.job_name)),
         **failure,
     )
 
@@ -71,6 +73,20 @@ def _shipping_warnings(instance: dg.DagsterInstance, run_id: str) -> tuple[str, 
         if made and made.asset_key == OFFSITE and "warnings_new" in made.metadata:
             return tuple(str(made.metadata["warnings_new"].value).splitlines())
     return ()
+
+
+def _checks_that_warn(instance: dg.DagsterInstance, run_id: str, job: str) -> tuple[str, ...]:
+    """What the checks of a backup or of health were not content with, though the run went well."""
+    if job not in _JUDGED:
+        return ()
+    found = []
+    for record in instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records:
+        event = record.event_log_entry.dagster_event
+        check = event.asset_check_evaluation_data if event else None
+        # That an alert did not arrive is no reason for another one.
+        if check and not check.passed and check.check_name != "alerts":
+            found.append(f"{check.check_name}: {check.description or 'not passed'}")
+    return tuple(found)
 
 
 def tell(services: Services, instance: dg.DagsterInstance, run_id: str) -> int:

@@ -12,6 +12,7 @@ from dagster._check import CheckError
 
 from scholaria_ops.cancel import CancelToken
 from scholaria_ops.operations.auditing import Actor
+from scholaria_ops.operations.logs import logged_to_file
 from scholaria_ops.operations.services import Services, make_services
 from scholaria_ops.pipeline.marks import TAG, ProcessMark
 from scholaria_ops.progress import Logged, Progress
@@ -79,19 +80,28 @@ class Estate(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's ow
         outside = _progress.get()
         cancel = CancelToken()
         progress = _Both(logged, outside) if outside else logged
-        services = make_services(self.settings(), cancel=cancel, progress=progress, log=log, actor=self._actor())
-        try:
-            yield services
-        except BaseException as exc:
-            cancel.cancel(f"the run ended by {type(exc).__name__}")
-            raise
+        settings, run = self.settings(), self._run()
+        actor = Actor("Dagster daemon") if run is None else actor_of(run.tags, run.run_id)
+        services = make_services(settings, cancel=cancel, progress=progress, log=log, actor=actor)
+        with logged_to_file(settings, log, _label(run)):
+            try:
+                yield services
+            except BaseException as exc:
+                cancel.cancel(f"the run ended by {type(exc).__name__}")
+                raise
 
-    def _actor(self) -> Actor:
+    def _run(self) -> dg.DagsterRun | None:
         try:
-            run = self.get_resource_context().run
+            return self.get_resource_context().run
         except CheckError:  # not handed in by Dagster: a sensor or schedule that is evaluated by hand
-            run = None
-        return Actor("Dagster daemon") if run is None else actor_of(run.tags, run.run_id)
+            return None
+
+
+def _label(run: dg.DagsterRun | None) -> str:
+    """What stands in each line of the log in files: job, set and the beginning of the run's id."""
+    if run is None:
+        return "daemon"
+    return " ".join(part for part in (run.job_name, run.tags.get("dagster/partition", ""), run.run_id[:8]) if part)
 
 
 def actor_of(tags: Mapping[str, str], run_id: str) -> Actor:

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import ConfigError
 from scholaria_ops.settings.fence import FenceSettings
+from scholaria_ops.settings.logs import LogSettings
 from scholaria_ops.settings.notify import NotifySettings
 from scholaria_ops.settings.offsite import OffsiteSettings
 from scholaria_ops.settings.restore import RestoreSettings
@@ -43,11 +44,13 @@ SECTIONS = (
     FenceSettings,
     RestoreSettings,
     NotifySettings,
+    LogSettings,
 )
 
 
 class Settings(
     # pydantic collects the fields of the last base first.
+    LogSettings,
     NotifySettings,
     FenceSettings,
     RestoreSettings,

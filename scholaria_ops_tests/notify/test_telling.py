@@ -153,7 +153,7 @@ def test_warnings_of_a_good_backup_are_a_trouble_of_their_own() -> None:
     good = dataclasses.replace(FAILED, ended="success", code="", message="", warnings=("the endpoint keeps no checksums",))
     ended, warned = events_of(good, None, "")
     assert (ended.level, ended.key) == ("success", "backup")
-    assert (warned.level, warned.key) == ("warning", "warnings of backups")
+    assert (warned.level, warned.key) == ("warning", "warnings of backup")
     assert "the endpoint keeps no checksums" in warned.subject
     state = State()
     for event in events_of(good, None, ""):

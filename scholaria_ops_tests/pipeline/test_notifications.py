@@ -148,6 +148,25 @@ def test_without_a_daemon_the_command_line_tells_and_a_daemon_that_comes_later_d
     assert len(web.seen) == 1
 
 
+def test_what_health_was_not_content_with_is_told_as_a_warning(instance: dg.DagsterInstance, one: BackupSet, web: Receiver) -> None:
+    @dg.asset(name="report", check_specs=[dg.AssetCheckSpec(name, asset="report") for name in ("room", "clock", "alerts")])
+    def report() -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
+        yield from (
+            dg.AssetCheckResult(check_name="room", passed=False, severity=dg.AssetCheckSeverity.WARN, description="room for 3 more sets"),
+            dg.AssetCheckResult(check_name="clock", passed=True),
+            dg.AssetCheckResult(check_name="alerts", passed=False, severity=dg.AssetCheckSeverity.WARN, description="nobody hears"),
+        )
+        yield dg.MaterializeResult()
+
+    daemon = Daemon(instance)
+    job = dg.Definitions(assets=[report], jobs=[dg.define_asset_job("health", "report")]).resolve_job_def("health")
+    assert job.execute_in_process(instance=instance).success
+    daemon.tick()
+    (told,) = [s.body for s in web.seen]
+    assert told["title"] == "[WARNING] Health check went well, with 1 warning: room: room for 3 more sets"
+    assert "nobody hears" not in told["message"], "an alert about alerts would go on for ever"
+
+
 def test_every_notifying_sensor_is_on_by_default() -> None:
     assert {s.name for s in NOTIFICATION_SENSORS} <= {s.name for s in defs.sensors or ()}
     assert {s.default_status for s in NOTIFICATION_SENSORS} == {dg.DefaultSensorStatus.RUNNING}

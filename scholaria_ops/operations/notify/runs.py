@@ -134,23 +134,25 @@ def _success(run: RunFacts, made: BackupSet | None) -> Iterator[Event]:
         how=run.how,
     )
     warnings = (*_warnings(made), *run.warnings)
-    if run.job == "backup":
+    if run.job in {"backup", "health"}:
         yield _about_warnings(run, warnings, numbers)
 
 
 def _about_warnings(run: RunFacts, warnings: Sequence[str], numbers: dict[str, str]) -> Event:
-    key = "warnings of backups"
+    key = f"warnings of {run.job}"
     if not warnings:
-        return Event(key=key, level="success", subject="", what="Backups go without warnings again.", at=run.at, run_id=run.run_id)
+        return Event(
+            key=key, level="success", subject="", what=f"{_NAMES[run.job]} goes without warnings again.", at=run.at, run_id=run.run_id
+        )
     return Event(
         key=key,
         level="warning",
         cause="; ".join(sorted({cause_of("warning", w) for w in warnings})),
-        subject=f"{_name(run)} was taken with {len(warnings)} warning{'s' if len(warnings) > 1 else ''}: {warnings[0]}",
+        subject=f"{_name(run)} went well, with {len(warnings)} warning{'s' if len(warnings) > 1 else ''}: {warnings[0]}",
         what="\n".join(f"* {w}" for w in warnings),
         at=run.at,
         numbers=numbers,
-        next_step=f"`scholaria-ops show {run.set_id}` shows them all; what is meant to be so is told again only when it changes.",
+        next_step=f"`scholaria-ops {f'show {run.set_id}' if run.job == 'backup' else 'health'}` tells more.",
         run_id=run.run_id,
         how=run.how,
     )
