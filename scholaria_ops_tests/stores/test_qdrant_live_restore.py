@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Source
+from scholaria_ops.stores.qdrant import QdrantStore
 from scholaria_ops.stores.qdrant.live import QdrantLive, QdrantPlan, kept_collections
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of
 from scholaria_ops.stores.qdrant.rest import Rest, at
@@ -83,7 +85,7 @@ def effects(plan: QdrantPlan) -> dict[tuple[str, str], int | None]:
     return {(e.kind, e.what): e.count for e in plan.effects}
 
 
-def test_a_restore_brings_the_sets_points_back_under_every_name_and_undo_goes_back_and_forth(
+def test_a_restore_brings_the_sets_points_back_under_every_name_and_undo_goes_back(
     live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
 ) -> None:
     old = served(live.connection)
@@ -123,14 +125,14 @@ def test_a_restore_brings_the_sets_points_back_under_every_name_and_undo_goes_ba
     }
     assert store.later_writes(notebook, ctx) == ()
     assert kept_collections(notebook.read()) == {f"{ALIASED}__{RESTORE_ID}", f"{PLAIN}__{RESTORE_ID}"}
-    store.undo(notebook, ctx)
-    assert {name: served(live.connection).of(name) for name in (ALIAS, PLAIN)} == {name: written.of(name) for name in (ALIAS, PLAIN)}
+    assert store.undo(notebook, ctx).lockout_s == 0
+    assert served(live.connection).of(f"{PLAIN}__{RESTORE_ID}") == written.of(PLAIN), "what was served until then is kept"
 
     lines = store.discard(notebook, ctx)
     assert len(lines) == 2
     assert store.discard(notebook, ctx) == []
     with Rest(live.connection) as rest:
-        assert collections_of(rest) == sorted([f"{ALIASED}__{RESTORE_ID}", f"{PLAIN}__{RESTORE_ID}"])
+        assert collections_of(rest) == sorted([ALIASED, f"{PLAIN}__before_{RESTORE_ID}"])
     with pytest.raises(Refused, match="removed"):
         store.roll_back(notebook, ctx)
 
@@ -173,7 +175,7 @@ def test_rolling_back_from_switched_serves_what_was_served(
     assert kept_collections(notebook.read()) == frozenset()
 
 
-def test_in_place_the_name_stays_a_collection_and_undo_goes_back_and_forth(
+def test_in_place_the_name_stays_a_collection_and_undo_goes_back(
     live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
 ) -> None:
     old = served(live.connection)
@@ -194,8 +196,7 @@ def test_in_place_the_name_stays_a_collection_and_undo_goes_back_and_forth(
     assert kept_collections(notebook.read()) == {f"{ALIASED}__{RESTORE_ID}", f"{PLAIN}__after_{RESTORE_ID}"}
     with Rest(live.connection) as rest:
         assert collections_of(rest) == sorted([ALIASED, f"{ALIASED}__{RESTORE_ID}", PLAIN, f"{PLAIN}__after_{RESTORE_ID}"])
-    store.undo(notebook, ctx)
-    assert served(live.connection).of(PLAIN) == written.of(PLAIN)
+    assert served(live.connection).of(f"{PLAIN}__after_{RESTORE_ID}") == written.of(PLAIN)
     store.roll_back(notebook, ctx)
     assert served(live.connection).of(PLAIN) == newer.of(PLAIN)
     with Rest(live.connection) as rest:
@@ -212,7 +213,7 @@ def test_f47_into_an_empty_server_everything_comes_back_under_its_own_name_with_
     store = QdrantLive(live.connection)
     plan = store.plan(source, ctx)
     assert {i.case for i in plan.items} == {"absent"}
-    assert effects(plan)[("back", f"collection {ALIASED}")] == 200
+    assert effects(plan)[("back", f"collection {ALIASED}: points")] == 200
     assert effects(plan)[("back", f"alias {ALIAS}")] is None
     restore(live, source, notebook, ctx)
     assert exactly(live.connection) == old
@@ -224,8 +225,7 @@ def test_f47_into_an_empty_server_everything_comes_back_under_its_own_name_with_
     with Rest(live.connection) as rest:
         assert collections_of(rest) == sorted([f"{ALIASED}__after_{RESTORE_ID}", f"{PLAIN}__after_{RESTORE_ID}"])
         assert aliases_of(rest) == {}
-    store.undo(notebook, ctx)
-    assert served(live.connection) == written
+    assert served(live.connection).of(f"{PLAIN}__after_{RESTORE_ID}") == written.of(PLAIN)
     store.roll_back(notebook, ctx)
     assert exactly(live.connection).collections == {}
 
@@ -276,7 +276,7 @@ def test_writes_while_staging_are_in_the_way_back(live: QdrantServer, source: So
     assert served(live.connection).of(PLAIN) == before
 
 
-def test_a_plan_tells_exactly_what_is_lost_when_points_were_only_added(
+def test_a_plan_tells_exactly_what_is_lost_comes_back_and_is_replaced(
     live: QdrantServer, source: Source[QdrantEvidence], ctx: Context
 ) -> None:
     with Rest(live.connection) as rest:
@@ -289,6 +289,14 @@ def test_a_plan_tells_exactly_what_is_lost_when_points_were_only_added(
     assert more[("lost", f"collection {ALIASED}: points")] == 9
     assert ("back", f"collection {ALIASED}: points") not in more
     assert ("changed", f"collection {PLAIN} becomes an alias") in more
+    change(live.connection, new=9, changed=3, gone=2)
+    exact = effects(QdrantLive(live.connection).plan(source, ctx))
+    assert exact[("lost", f"collection {ALIASED}: points")] == 9
+    assert exact[("back", f"collection {ALIASED}: points")] == 2
+    assert exact[("changed", f"collection {ALIASED}: points with another payload")] == 3
+    without = replace(ctx, tools=replace(ctx.tools, qdrant=None))
+    bounds = effects(QdrantLive(live.connection).plan(source, without))
+    assert bounds[("lost", f"collection {ALIASED}: points")] == 207, "never below the truth"
 
 
 def test_a_plan_that_the_server_has_outgrown_is_refused(
@@ -310,3 +318,49 @@ def test_a_plan_that_the_server_has_outgrown_is_refused(
         point(rest, ALIAS, ALIASED)
         store.roll_back(notebook, ctx)
     assert exactly(live.connection) == before
+
+
+def test_a_set_taken_after_a_restore_can_be_restored_and_names_do_not_grow(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    original = served(live.connection)
+    first = FileNotebook(tmp_path / "first")
+    restore(live, source, first, ctx)
+    keeping = kept_collections(first.read())
+    change(live.connection)
+    second_set = taken(live.connection, tmp_path / "second-set", "20241003_020000", ctx, kept=lambda: keeping)
+    assert set(second_set.evidence.left_out) == keeping
+    assert second_set.evidence.collections.keys() == {f"{ALIASED}__{RESTORE_ID}", f"{PLAIN}__{RESTORE_ID}"}
+    then = served(live.connection)
+    QdrantLive(live.connection).discard(first, ctx)
+    change(live.connection, new=11, changed=5, gone=0)
+    newer = served(live.connection)
+
+    second = FileNotebook(tmp_path / "second", "20241004_030000")
+    store = QdrantLive(live.connection)
+    plan = store.plan(second_set, ctx)
+    assert [(item.base, item.case) for item in plan.items] == [(ALIASED, "alias"), (PLAIN, "alias")]
+    restore(live, second_set, second, ctx)
+    names = (ALIAS, OTHER_ALIAS, PLAIN)
+    assert {name: served(live.connection).of(name) for name in names} == {name: then.of(name) for name in names}
+    with Rest(live.connection) as rest:
+        assert set(aliases_of(rest).values()) == {f"{ALIASED}__20241004_030000", f"{PLAIN}__20241004_030000"}
+    store.undo(second, ctx)
+    assert {name: served(live.connection).of(name) for name in names} == {name: newer.of(name) for name in names}
+    store.discard(second, ctx)
+
+    third = FileNotebook(tmp_path / "third", "20241005_030000")
+    assert [i.case for i in store.plan(source, ctx).items] == ["alias", "alias"], "an older set, from before the name became an alias"
+    restore(live, source, third, ctx)
+    assert {name: served(live.connection).of(name) for name in names} == {name: original.of(name) for name in names}
+    with Rest(live.connection) as rest:
+        assert set(aliases_of(rest).values()) == {f"{ALIASED}__20241005_030000", f"{PLAIN}__20241005_030000"}
+
+
+def test_what_is_served_is_never_left_out_of_a_backup(live: QdrantServer, tmp_path: Path, ctx: Context) -> None:
+    made = taken(live.connection, tmp_path / "set", SET_ID, ctx, kept=lambda: {ALIASED, PLAIN})
+    assert made.evidence.left_out == (PLAIN,)
+    assert made.evidence.collections.keys() == {ALIASED}
+    facts = QdrantStore(live.connection, kept=lambda: {PLAIN}).preflight(ctx)
+    assert PLAIN in facts.details["left out"]
+    assert PLAIN not in facts.details["collections"]

@@ -129,6 +129,8 @@ class QdrantEvidence(StoreEvidence):
     #: False when the live server was measured and its points changed around the snapshot.
     exact: bool = True
     seed: str
+    #: Collections that stood on the server for undoing a restore only, and are not in the set.
+    left_out: tuple[str, ...] = ()
     #: ``disabled``, or the number of peers in cluster mode.
     cluster: str = "disabled"
 

@@ -6,7 +6,7 @@ import concurrent.futures
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from scholaria_ops.stores.qdrant.load import alias_actions
 from scholaria_ops.stores.qdrant.measure import Limits, Look, aliases_of, collections_of, measure_collection
 from scholaria_ops.stores.qdrant.names import file_name
 from scholaria_ops.stores.qdrant.points import RestSource
-from scholaria_ops.stores.qdrant.preflight import expected_sizes, whole_node
+from scholaria_ops.stores.qdrant.preflight import expected_sizes, leave_out, whole_node
 from scholaria_ops.stores.qdrant.rest import NotFound, Rest
 from scholaria_ops.stores.qdrant.scratch import Scratch, unfit
 from scholaria_ops.stores.qdrant.snapshot import ServerSnapshot, make
@@ -39,6 +39,8 @@ class Options:
     gzip: bool = False
     limits: Limits = field(default_factory=Limits)
     timeout_s: float = 1800.0
+    #: Collections that stand on the server for a restore's sake only, when a dump begins.
+    kept: Callable[[], Collection[str]] = frozenset
 
 
 def dump(connection: QdrantConnection, into: Path, set_id: str, ctx: Context, options: Options) -> Dump[QdrantEvidence]:
@@ -46,7 +48,7 @@ def dump(connection: QdrantConnection, into: Path, set_id: str, ctx: Context, op
     started = datetime.now(UTC)
     with contextlib.ExitStack() as stack:
         inner = replace(ctx, cancel=stack.enter_context(_linked(ctx.cancel)))
-        names = _names(connection, inner)
+        names, left_out = _names(connection, inner, options.kept())
         cluster = whole_node(connection, inner, names)
         rest = stack.enter_context(Rest(cluster.node, cancel=inner.cancel))
         problem = unfit(inner.tools, rest.version)
@@ -55,10 +57,12 @@ def dump(connection: QdrantConnection, into: Path, set_id: str, ctx: Context, op
         directory = make_private_dir(into / f"qdrant_{set_id}")
         run = _Run(rest, scratch, directory, set_id, inner, options)
         warnings = [f"evidence measured on the live server: {problem}"] if problem else []
+        if left_out:
+            warnings.append(f"collections that are kept for undoing a restore are not in it: {', '.join(left_out)}")
         # The largest last: the others are measured while the server makes that one.
         artifacts, collections = run.all_of(sorted(names, key=lambda name: sizes.get(name, 0)))
         aliases = aliases_of(rest)
-        appeared = sorted(set(collections_of(rest)) - collections.keys())
+        appeared = sorted(set(collections_of(rest)) - collections.keys() - set(left_out))
         if appeared:
             warnings.append(f"collections made during the backup are not in it: {', '.join(appeared)}")
         written = write_private(
@@ -77,6 +81,7 @@ def dump(connection: QdrantConnection, into: Path, set_id: str, ctx: Context, op
             measured_by=rest.version if scratch is None else scratch.version,
             exact=scratch is not None or all(_quiet(one) for one in collections.values()),
             seed=set_id,
+            left_out=left_out,
             cluster=f"{cluster.peers} peers" if cluster.peers else "disabled",
         )
         artifacts.append(listing)
@@ -91,9 +96,12 @@ def dump(connection: QdrantConnection, into: Path, set_id: str, ctx: Context, op
         )
 
 
-def _names(connection: QdrantConnection, ctx: Context) -> list[str]:
+def _names(connection: QdrantConnection, ctx: Context, kept: Collection[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The collections to dump, and those that are left out."""
     with Rest(connection, cancel=ctx.cancel) as rest:
-        return collections_of(rest)
+        names = collections_of(rest)
+        left_out = leave_out(names, aliases_of(rest), kept)
+    return [name for name in names if name not in left_out], left_out
 
 
 @contextlib.contextmanager

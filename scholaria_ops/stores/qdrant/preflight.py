@@ -6,7 +6,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,7 @@ class _Findings:
     expected: int = 0
 
 
-def preflight(connection: QdrantConnection, ctx: Context) -> Facts:
+def preflight(connection: QdrantConnection, ctx: Context, kept: Collection[str] = ()) -> Facts:
     """See :meth:`scholaria_ops.stores.base.Store.preflight`.
 
     The first request already needs the key: a wrong one is told after exactly one request.
@@ -49,9 +49,11 @@ def preflight(connection: QdrantConnection, ctx: Context) -> Facts:
         names = collections_of(rest)
         _require_supported(rest)
         require_ready(rest)
+        aliases = aliases_of(rest)
+        left_out = leave_out(names, aliases, kept)
+        names = [name for name in names if name not in left_out]
         cluster = whole_node(connection, ctx, names)
         require_rights(rest, names, ctx)
-        aliases = aliases_of(rest)
         found = _Findings()
         for name in names:
             info = rest.get(at(name))
@@ -69,6 +71,7 @@ def preflight(connection: QdrantConnection, ctx: Context) -> Facts:
         details = {
             "version": rest.version,
             "collections": f"{len(names)} ({', '.join(names)})" if names else "none",
+            **({"left out": f"{', '.join(left_out)} (kept for undoing a restore)"} if left_out else {}),
             "aliases": ", ".join(f"{a} → {c}" for a, c in aliases.items()) or "none",
             "points": f"about {found.points:,}",
             "cluster": f"{cluster.peers} peers" if cluster.peers else "disabled",
@@ -82,6 +85,11 @@ def _clock_ahead_s(rest: Rest) -> float | None:
     asked = time.time()
     server_time = rest.call("GET", "/collections").server_time
     return server_time.timestamp() - asked if server_time else None
+
+
+def leave_out(names: Collection[str], aliases: Mapping[str, str], kept: Collection[str]) -> tuple[str, ...]:
+    """Which of these collections a backup leaves out: the kept ones, except for what an alias leads to (it is served)."""
+    return tuple(sorted((set(names) & set(kept)) - set(aliases.values())))
 
 
 def _require_supported(rest: Rest) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,8 @@ class QdrantStore:
         golden_searches: exact searches per vector field, with vectors that are not stored points.
         fingerprint_max_points: collections with more points have payloads and vectors sampled only, which the evidence says.
         timeout_s: seconds for the server to make one snapshot, and for one silence during a download.
+        kept: asked at every preflight and dump: collections that stand there for undoing a restore only. They are left
+            out, and named in the evidence; one that an alias leads to is served and is never left out.
     """
 
     name: StoreName = "qdrant"
@@ -51,20 +53,21 @@ class QdrantStore:
         golden_searches: int = 5,
         fingerprint_max_points: int | None = None,
         timeout_s: float = 1800.0,
+        kept: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         limits = Limits(sample_points=sample_points, golden_searches=golden_searches)
         if fingerprint_max_points is not None:
             limits = replace(limits, fingerprint_max_points=fingerprint_max_points)
         self.connection = connection
         self._limits = limits
-        self._options = Options(gzip=gzip, limits=limits, timeout_s=timeout_s)
+        self._options = Options(gzip=gzip, limits=limits, timeout_s=timeout_s, kept=kept)
 
     @property
     def where(self) -> str:
         return self.connection.where
 
     def preflight(self, ctx: Context) -> Facts:
-        return preflight(self.connection, ctx)
+        return preflight(self.connection, ctx, self._options.kept())
 
     def dump(self, into: Path, set_id: str, ctx: Context) -> Dump[QdrantEvidence]:
         return dump(self.connection, into, set_id, ctx, self._options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from scholaria_ops.connections import QdrantConnection
 from scholaria_ops.errors import Refused
@@ -19,8 +20,8 @@ from scholaria_ops.stores.qdrant.live.copies import (
     sweep_uploads,
     wait_for_stragglers,
 )
-from scholaria_ops.stores.qdrant.live.facts import Begun, Placed, State
-from scholaria_ops.stores.qdrant.live.marks import Noted, marks_file, note, readable, save
+from scholaria_ops.stores.qdrant.live.facts import Begun, Placed
+from scholaria_ops.stores.qdrant.live.marks import marks_file, note, readable, save
 from scholaria_ops.stores.qdrant.live.switch import require_points, switched
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of, exact_count
 from scholaria_ops.stores.qdrant.rest import Rest
@@ -38,18 +39,20 @@ def roll_back(connection: QdrantConnection, notebook: Notebook, ctx: Context) ->
         return []
     if begun.state == "discarded":
         raise Refused("what was kept for going back has been removed", hint="Restore a backup set instead.", store="qdrant")
-    begun = facts.write(notebook, begun, state="rolling_back")
+    first = begun.state not in {"rolling_back", "rolled_back"}
     with Rest(connection, cancel=ctx.cancel) as rest:
         wait_for_stragglers(rest, {*begun.made, *begun.pouring}, ctx)
         lines: list[str] = []
         live, aliases = set(collections_of(rest)), aliases_of(rest)
-        gone = _deleted(begun, live, aliases)
+        # Told once, and written down before the marks go: without its mark an old collection would pass for a new one.
+        gone = _deleted(begun, live, aliases) if first else [one for one in begun.placed if one.item.plain in begun.deleting]
+        begun = facts.write(notebook, begun, state="rolling_back", deleting=tuple(one.item.plain for one in gone))
         for one in gone:
             lines.extend(_set_aside(rest, one, live, notebook, ctx))
         lines.extend(repoint(rest, _aliases_wanted(begun, gone, aliases)))
         for one in begun.placed:
             if one.item.plain in begun.pouring:
-                lines.append(_poured_back(rest, one, one.way_back, ctx))
+                lines.append(_poured_back(rest, one, ctx)[0])
         needed = {one.way_back for one in gone}
         for name in begun.made:
             if name not in needed:
@@ -76,6 +79,12 @@ def _set_aside(rest: Rest, one: Placed, live: set[str], notebook: Notebook, ctx:
     name = one.item.plain
     if name not in live:
         return []
+    if one.way_back not in live:
+        raise Refused(
+            f"collection {name} on {rest.where} is not touched: the copy of it, {one.way_back}, is gone",
+            hint="Look at what the collection holds.",
+            store="qdrant",
+        )
     lines = []
     if exact_count(rest, name):
         beside = f"{one.item.base}__meanwhile_{notebook.restore_id}"
@@ -97,15 +106,19 @@ def _aliases_wanted(begun: Begun, gone: list[Placed], now: dict[str, str]) -> di
     return wanted | {one.marker: None for one in begun.placed if one.marker in now}
 
 
-def _poured_back(rest: Rest, one: Placed, source: str, ctx: Context) -> str:
+def _poured_back(rest: Rest, one: Placed, ctx: Context) -> tuple[str, float]:
+    """Have a collection that was recovered in place hold what its way back holds; returns a line, and the seconds it took to pour."""
+    name, source = one.item.plain, one.way_back
     expected = exact_count(rest, source)
     file, artifact = downloaded(rest, source, ctx, timeout_s=_TIMEOUT_S)
     try:
-        points = pour(rest, file, artifact, one.item.plain, ctx, timeout_s=_TIMEOUT_S)
+        began = time.monotonic()
+        points = pour(rest, file, artifact, name, ctx, timeout_s=_TIMEOUT_S)
+        seconds = time.monotonic() - began
     finally:
         file.unlink(missing_ok=True)
-    require_points(rest, one.item.plain, points, expected)
-    return f"collection {one.item.plain} recovered in place from {source}, {points:,} points"
+    require_points(rest, name, points, expected)
+    return f"collection {name} recovered in place from {source}, {points:,} points", seconds
 
 
 # -- finish ------------------------------------------------------------------------------------------------------------
@@ -115,16 +128,11 @@ def finish(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> li
     """See :meth:`scholaria_ops.stores.live.LiveStore.finish`."""
     begun = facts.read(notebook.read())
     facts.require(begun, {"after", "before"}, "finishing")
-    lines: list[str] = []
     with Rest(connection, cancel=ctx.cancel) as rest:
-        aliases = aliases_of(rest)
-        for one in begun.placed:
-            if one.item.case == "in_place" and one.side in begun.made and one.side not in aliases.values():
-                lines.append(remove_collection(rest, one.side))
-        for name in present(rest, [one.served for one in begun.placed] + list(begun.made)):
+        lines = _remove_spare(rest, begun, notebook)
+        for name in present(rest, {*begun.made, *(one.served for one in begun.placed)} - set(begun.spare)):
             lines.extend(sweep_uploads(rest, name))
-    facts.write(notebook, begun, made=tuple(n for n in begun.made if n not in {o.side for o in begun.placed if o.item.case == "in_place"}))
-    return [line for line in lines if line]
+    return lines
 
 
 # -- undo --------------------------------------------------------------------------------------------------------------
@@ -133,47 +141,46 @@ def finish(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> li
 def undo(connection: QdrantConnection, notebook: Notebook, ctx: Context, *, timeout_s: float) -> Switched:
     """See :meth:`scholaria_ops.stores.live.LiveStore.undo`."""
     begun = facts.read(notebook.read())
-    facts.require(begun, {"after", "undoing", "before", "redoing"}, "undoing")
-    back = begun.state in {"after", "undoing"}
+    facts.require(begun, {"after", "undoing", "before"}, "undoing")
     with Rest(connection, cancel=ctx.cancel) as rest:
-        if begun.state in {"after", "before"}:
+        if begun.state == "before":
+            return replace(switched(rest, begun), lockout_s=0.0, seconds={})
+        if begun.state == "after":
             _require_kept(rest, begun)
             begun = _mark_kept(rest, begun, notebook)
-            begun = facts.write(notebook, begun, state="undoing" if back else "redoing", copied=())
+            begun = facts.write(notebook, begun, state="undoing", copied=())
         else:
-            wait_for_stragglers(rest, {name for one in begun.placed for name in (*one.names, one.item.plain, one.item.collection)}, ctx)
+            wait_for_stragglers(rest, {name for one in begun.placed for name in (*one.names, one.item.plain) if name}, ctx)
         began = time.monotonic()
         lockout = 0.0
         for one in begun.placed:
             if one.item.case in {"in_place", "absent"}:
-                begun, seconds = _exchange(rest, begun, one, notebook, ctx, back=back, timeout_s=timeout_s)
+                begun, seconds = _exchange(rest, begun, one, notebook, ctx, timeout_s=timeout_s)
                 lockout += seconds
-        begun_at = time.monotonic()
-        repoint(rest, _toggled(begun, back=back))
-        lockout += time.monotonic() - begun_at
-        done: State = "before" if back else "after"
-        begun = begun.model_copy(update={"state": done})
+        asked = time.monotonic()
+        repoint(rest, {**dict.fromkeys(begun.aliases_after), **begun.aliases_back})
+        lockout += time.monotonic() - asked
+        begun = begun.model_copy(update={"state": "before"})
         begun = facts.write(
             notebook,
             begun,
-            state=done,
-            pouring=() if back else begun.pouring,
+            state="before",
+            pouring=(),
             shelf={name: exact_count(rest, name) for name in present(rest, begun.kept)},
             lockout_s=round(lockout, 4),
             seconds={"switch": round(time.monotonic() - began, 4)},
             warnings=(),
         )
-        spare = begun.spare
-        for name in spare:
-            remove_collection(rest, name)
-        begun = facts.write(notebook, begun, made=tuple(name for name in begun.made if name not in spare))
+        _remove_spare(rest, begun, notebook)
         return switched(rest, begun)
 
 
-def _toggled(begun: Begun, *, back: bool) -> dict[str, str | None]:
-    after, before = begun.aliases_after, begun.aliases_back
-    to, other = (before, after) if back else (after, before)
-    return {**dict.fromkeys(other), **to}
+def _remove_spare(rest: Rest, begun: Begun, notebook: Notebook) -> list[str]:
+    spare = begun.spare
+    lines = [remove_collection(rest, name) for name in spare]
+    if spare:
+        facts.write(notebook, begun, made=tuple(name for name in begun.made if name not in spare))
+    return [line for line in lines if line]
 
 
 def _require_kept(rest: Rest, begun: Begun) -> None:
@@ -196,41 +203,29 @@ def _mark_kept(rest: Rest, begun: Begun, notebook: Notebook) -> Begun:
     """Write down what is about to be served again, so that later writes can be told."""
     marks = dict(begun.marks)
     for name in begun.kept:
-        noted: Noted = note(rest, name, payloads=True, vectors=readable(rest, name))
+        noted = note(rest, name, payloads=True, vectors=readable(rest, name))
         marks[name] = save(noted, marks_file(notebook, name))
     return facts.write(notebook, begun, marks=marks)
 
 
-def _exchange(
-    rest: Rest, begun: Begun, one: Placed, notebook: Notebook, ctx: Context, *, back: bool, timeout_s: float
-) -> tuple[Begun, float]:
-    """Where one name is served whatever is restored: keep what it holds beside, then have it hold the other (or be gone)."""
-    name = one.item.plain or one.item.collection
-    keep = one.aside if back else one.way_back if one.item.case == "in_place" else ""
-    take = (one.way_back if one.item.case == "in_place" else "") if back else one.aside
-    if keep and keep not in begun.copied:
-        begun = facts.write(notebook, begun, made=tuple(dict.fromkeys((*begun.made, keep))))
-        if present(rest, [keep]):
-            remove_collection(rest, keep)
-        copy(rest, name, keep, ctx, timeout_s=timeout_s)
-        begun = facts.write(notebook, begun, copied=(*begun.copied, keep))
-    began = time.monotonic()
-    if not take:
-        if present(rest, [name]):
-            remove_collection(rest, name)
-    elif one.item.case == "in_place":
-        begun = facts.write(notebook, begun, pouring=tuple(dict.fromkeys((*begun.pouring, name))))
-        _poured_back(rest, one, take, ctx)
-    else:
-        expected = exact_count(rest, take)
-        if present(rest, [name]) and exact_count(rest, name) != expected:
-            remove_collection(rest, name)
-        if not present(rest, [name]):
-            require_points(rest, name, copy(rest, take, name, ctx, timeout_s=timeout_s), expected)
-    seconds = time.monotonic() - began
-    if take and begun.marks.get(take) is not None:
-        begun = facts.write(notebook, begun, marks={**begun.marks, name: begun.marks[take]})
-    return begun, seconds
+def _exchange(rest: Rest, begun: Begun, one: Placed, notebook: Notebook, ctx: Context, *, timeout_s: float) -> tuple[Begun, float]:
+    """Where one name is served whatever is restored: keep a copy of what it holds, then have it hold the old data (or be gone).
+
+    Returns the seconds during which requests to that name fail.
+    """
+    name, aside = one.item.plain or one.side, one.aside
+    if aside not in begun.copied:
+        begun = facts.write(notebook, begun, made=tuple(dict.fromkeys((*begun.made, aside))))
+        remove_collection(rest, aside)
+        copy(rest, name, aside, ctx, timeout_s=timeout_s)
+        begun = facts.write(notebook, begun, copied=(*begun.copied, aside))
+    if one.item.case == "absent":
+        began = time.monotonic()
+        remove_collection(rest, name)
+        return begun, time.monotonic() - began
+    begun = facts.write(notebook, begun, pouring=tuple(dict.fromkeys((*begun.pouring, name))))
+    _, seconds = _poured_back(rest, one, ctx)
+    return facts.write(notebook, begun, marks={**begun.marks, name: begun.marks[one.way_back]}), seconds
 
 
 # -- discard -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from scholaria_ops.stores.live import Fact, Notebook
 from scholaria_ops.stores.qdrant.live.layout import Item, Layout, side_names
 
 #: ``after``: the set's data are served; ``before``: what was served before is served again (``undo``).
-State = Literal["", "staging", "staged", "switching", "after", "undoing", "before", "redoing", "rolling_back", "rolled_back", "discarded"]
+State = Literal["", "staging", "staged", "switching", "after", "undoing", "before", "rolling_back", "rolled_back", "discarded"]
 
 
 class Mark(Model):

@@ -15,7 +15,7 @@ from scholaria_ops.stores.qdrant.rest import Rest
 def later_writes(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> tuple[Effect, ...]:
     """See :meth:`scholaria_ops.stores.live.LiveStore.later_writes`."""
     begun = facts.read(notebook.read())
-    facts.require(begun, {"after", "before", "undoing", "redoing"}, "looking for later writes")
+    facts.require(begun, {"after", "before", "undoing"}, "looking for later writes")
     effects: list[Effect] = []
     with Rest(connection, cancel=ctx.cancel) as rest:
         live = set(collections_of(rest))

@@ -13,7 +13,7 @@ from scholaria_ops.errors import Refused
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Need, Objection, Source, StorePlan
 from scholaria_ops.stores.qdrant.compare import config_differences
-from scholaria_ops.stores.qdrant.live.effects import points_effects
+from scholaria_ops.stores.qdrant.live.effects import SetPoints, points_effects
 from scholaria_ops.stores.qdrant.live.layout import Item, Layout, base_of, layout
 from scholaria_ops.stores.qdrant.load import require_fitting_version
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of
@@ -65,10 +65,11 @@ def make_plan(
         sizes = {a.subject: a.raw_size_bytes or a.size_bytes for a in source.artifacts if a.kind == "snapshot"}
         plains = {item.plain: live_bytes(rest, item.plain) for item in found.items if item.plain}
         effects: list[Effect] = []
-        for item in found.items:
-            effects.extend(points_effects(rest, item, source))
-            effects.extend(_configuration(rest, item, evidence))
-            effects.extend(_names(item, found.aliases))
+        with SetPoints(source, ctx) as in_set:
+            for item in found.items:
+                effects.extend(points_effects(rest, item, evidence, in_set))
+                effects.extend(_configuration(rest, item, evidence))
+                effects.extend(_names(item, found.aliases))
         if found.untouched:
             effects.append(
                 Effect(kind="note", what="collections that are not touched", count=len(found.untouched), detail=", ".join(found.untouched))
