@@ -259,7 +259,10 @@ class Catalogue:
             entry = self._entry(name, index)
         except FileNotFoundError:
             return None
-        return None if entry.kind is Kind.DAMAGED and not os.path.lexists(entry.directory) else entry
+        if entry.kind is Kind.DAMAGED and not os.path.lexists(entry.directory):
+            return None
+        # Of thousands of sets only the heads are kept in memory; a whole manifest is read again for whoever asks.
+        return replace(entry, set=BackupSet(entry.directory, entry.set.head)) if entry.set else entry
 
     def _entry(self, name: str, index: Index | None = None) -> Entry:
         directory = self.layout.root / name

@@ -14,6 +14,7 @@ from scholaria_ops.cli import (
     prune,
     rehearse,
     restore,
+    status,
     verify,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "prune",
     "rehearse",
     "restore",
+    "status",
     "verify",
 ]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scholaria_ops.cli.output import human_age, showing_progress
+from scholaria_ops.cli.output import showing_progress
+from scholaria_ops.humane import human_age
 from scholaria_ops.operations.auditing import Actor
 from scholaria_ops.operations.services import Services, make_services
 from scholaria_ops.progress import Progress

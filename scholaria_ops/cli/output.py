@@ -63,15 +63,6 @@ def plain(text: object) -> str:
     return escape(str(text))
 
 
-def human_age(then: datetime, now: datetime | None = None) -> str:
-    """``3 h ago``."""
-    seconds = ((now or datetime.now(UTC)) - then).total_seconds()
-    for limit, divisor, unit in ((90, 1, "s"), (5400, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{max(seconds, 0) / divisor:.0f} {unit} ago"
-    return f"{seconds / 86400:.0f} d ago"
-
-
 class Bars:
     """Progress bars on standard error. Thread-safe (rich locks for itself)."""
 

@@ -131,6 +131,8 @@ class Standing:
     overall: TierStanding
     #: Every id in the order of cuts; ids without a cut come first.
     sets: Sequence[SetStanding]
+    #: Everything that ever failed and is on record, oldest first, answered or not.
+    failed: Sequence[Failure]
     disk: DiskForecast
     #: Name → why it could not be read.
     unread: Mapping[str, str]
@@ -225,6 +227,7 @@ def standing_of(found: Look, now: datetime) -> Standing:
         tiers={tier: _tier(tier, [s for s in sets if s.tier == tier], [f for f in failed if f.tier == tier], now) for tier in TIERS},
         overall=_tier(None, sets, failed, now),
         sets=sets,
+        failed=failed,
         disk=DiskForecast(found.free_bytes, found.total_bytes, predict_next(sizes), len(sizes[-7:]), found.space_trouble),
         unread={**{e.name: e.unread for e in found.entries if e.unread}, **found.unread},
         damaged={e.name: e.reason for e in found.entries if e.kind is Kind.DAMAGED and not e.unread},

@@ -1,13 +1,20 @@
 """Offsite → rehearsal: the set restored into servers of our own and found equal. The proof."""
 
+import logging
 import re
 from datetime import timedelta
 
 import dagster as dg
 
-from scholaria_ops.errors import ConfigError
+from scholaria_ops.errors import ConfigError, OpsError
+from scholaria_ops.files import replace_durably
+from scholaria_ops.humane import human_seconds
 from scholaria_ops.operations.offsite import push_records
 from scholaria_ops.operations.rehearse import RehearsalReport, Source, raise_unless_proven, rehearse
+from scholaria_ops.operations.report import report_page
+from scholaria_ops.operations.services import Services
+from scholaria_ops.operations.standing import take_standing
+from scholaria_ops.operations.ticks import next_ticks
 from scholaria_ops.pipeline.assets_live import OWNERS
 from scholaria_ops.pipeline.assets_offsite import OFFSITE
 from scholaria_ops.pipeline.errors import as_failure
@@ -17,6 +24,8 @@ from scholaria_ops.pipeline.partitions import BACKUPS
 from scholaria_ops.pipeline.resources import Estate
 
 RESTORED = dg.AssetKey(["rehearsal", "restored"])
+#: Rehearsals that the newest one shows beside itself.
+_RECENT = 12
 _PERIOD = re.compile(r"^(\d+)\s*(s|m|h)$")
 
 
@@ -43,11 +52,12 @@ def restored(context: dg.AssetExecutionContext, config: RehearsalConfig, estate:
             services, context.partition_key, source=check_source(config.source), keep=parse_period(config.keep), run_id=context.run.run_id
         )
         push_records(services, report.set_id)
+        shown = {**report_metadata(report), **page_metadata(services, context.log)}
     if report.kept_file:
         context.log.info("The servers stay up until %s; how to connect: %s", report.kept_until, report.kept_file)
-    with as_failure(report_metadata(report)):
+    with as_failure(shown):
         raise_unless_proven(report)
-    return dg.MaterializeResult(asset_key=RESTORED, metadata=report_metadata(report))
+    return dg.MaterializeResult(asset_key=RESTORED, metadata=shown)
 
 
 def check_source(value: str) -> Source:
@@ -68,6 +78,30 @@ def parse_period(text: str) -> timedelta | None:
     if period > timedelta(days=1):
         raise ConfigError(f"{text!r} is no period of at most a day", hint="Write 30m or 2h.")
     return period
+
+
+def page_metadata(services: Services, log: logging.Logger) -> Metadata:
+    """Where the report of this moment lies, and the last rehearsals. A verdict stands without it, so what goes wrong is logged only."""
+    path = services.catalogue.layout.state / "report.html"
+    try:
+        standing = take_standing(services)
+        page = report_page(standing, services.settings.timezone, next_ticks(services.settings, standing.now))
+        replace_durably(path, page.encode())
+    except (OpsError, OSError) as exc:
+        log.warning("the report was not written: %s", exc)
+        return {}
+    rows = (
+        {
+            "when": f"{r.at.astimezone(services.settings.timezone):%Y-%m-%d %H:%M}",
+            "set": r.id,
+            "source": r.source,
+            "verdict": r.verdict,
+            "rto": human_seconds(r.rto_s) if r.rto_s is not None else "–",
+            "rpo": human_seconds(r.rpo_s) if r.rpo_s is not None else "–",
+        }
+        for r in reversed(standing.rehearsals[-_RECENT:])
+    )
+    return {"report": dg.MetadataValue.path(path), "recent_rehearsals": table(rows)}
 
 
 def report_metadata(report: RehearsalReport) -> Metadata:
