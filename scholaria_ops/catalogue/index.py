@@ -62,9 +62,9 @@ class Index:
         return cls(path, content["heads"], content["histories"])
 
     def head(self, directory: str, name: str) -> Head | None:
-        """The head of the set in ``directory/name``, if its manifest and sums are those that were read before."""
+        """The head of the set in ``directory``, called ``name``, if its manifest and sums are those that were read before."""
         known = self.old_heads.get(name)
-        if known is None or known["key"] != _key(f"{directory}/{name}/{MANIFEST}", f"{directory}/{name}/{SUMS}"):
+        if known is None or known["key"] != _key(f"{directory}/{MANIFEST}", f"{directory}/{SUMS}"):
             return None
         try:
             head = Head.from_json(known["head"])
@@ -75,7 +75,7 @@ class Index:
 
     def remember_head(self, directory: str, name: str, head: Head) -> None:
         self.read += 1
-        if key := _settled(f"{directory}/{name}/{MANIFEST}", f"{directory}/{name}/{SUMS}"):
+        if key := _settled(f"{directory}/{MANIFEST}", f"{directory}/{SUMS}"):
             self.heads[name] = {"key": key, "head": head.to_json()}
 
     def history(self, set_id: str, path: str) -> History | None:

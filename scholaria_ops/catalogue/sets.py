@@ -10,11 +10,12 @@ import hashlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from scholaria_ops.catalogue.artifacts import check_relative
 from scholaria_ops.catalogue.head import Head
@@ -220,6 +221,7 @@ class Catalogue:
     def __init__(self, root: Path) -> None:
         self.layout = Layout(root)
         self.records = Records(self.layout)
+        self._records_directory = str(self.layout.records)
 
     def entries(self, *, afresh: bool = False) -> list[Entry]:
         """Every directory that is or claims to be a set, and every stray thing, oldest cut first; as :meth:`survey` says."""
@@ -261,8 +263,10 @@ class Catalogue:
             return None
         if entry.kind is Kind.DAMAGED and not os.path.lexists(entry.directory):
             return None
-        # Of thousands of sets only the heads are kept in memory; a whole manifest is read again for whoever asks.
-        return replace(entry, set=BackupSet(entry.directory, entry.set.head)) if entry.set else entry
+        if entry.set:
+            # Of thousands of sets only the heads are kept in memory; a whole manifest is read again for whoever asks.
+            entry.set.__dict__.pop("manifest", None)
+        return entry
 
     def _entry(self, name: str, index: Index | None = None) -> Entry:
         directory = self.layout.root / name
@@ -271,22 +275,25 @@ class Catalogue:
             looks_like = name.startswith((SET_PREFIX, PARTIAL_PREFIX))
             return Entry(name, Kind.STRAY, directory, reason="its name holds no valid id" if looks_like else "not made by this product")
         history, unread = self._history(set_id, index)
-        bare = Entry(name, Kind.DAMAGED, directory, set_id, unread=unread, doubt=history.doubt, records=history.records)
-        try:
-            found = self._listed(name, index) or self._opened(name, set_id, index)
-        except OpsError as exc:
-            return replace(bare, reason=str(exc))
-        except OSError as exc:
-            return replace(bare, reason=str(exc), unread=told(exc))
-        if isinstance(found, LegacySet):
-            return replace(bare, kind=Kind.LEGACY, legacy=found, reason=found.unrestorable)
-        return replace(bare, kind=found.kind, set=found)
 
-    def _listed(self, name: str, index: Index | None) -> BackupSet | None:
+        def entry(kind: Kind, reason: str = "", **more: Any) -> Entry:
+            given = {"unread": unread, **more}
+            return Entry(name, kind, directory, set_id, reason=reason, doubt=history.doubt, records=history.records, **given)
+
+        try:
+            found = self._listed(directory, index) or self._opened(name, set_id, index)
+        except OpsError as exc:
+            return entry(Kind.DAMAGED, str(exc))
+        except OSError as exc:
+            return entry(Kind.DAMAGED, str(exc), unread=told(exc))
+        if isinstance(found, LegacySet):
+            return entry(Kind.LEGACY, found.unrestorable, legacy=found)
+        return entry(found.kind, set=found)
+
+    def _listed(self, directory: Path, index: Index | None) -> BackupSet | None:
         """The set as an earlier look found it, if its manifest is unchanged and its files are still there with their sizes."""
-        root = str(self.layout.root)
-        head = index.head(root, name) if index else None
-        return BackupSet(self.layout.root / name, head) if head and not misfit(f"{root}/{name}", head.files) else None
+        head = index.head(str(directory), directory.name) if index else None
+        return BackupSet(directory, head) if head and not misfit(str(directory), head.files) else None
 
     def _opened(self, name: str, set_id: str, index: Index | None) -> BackupSet | LegacySet:
         directory = self.layout.root / name
@@ -296,12 +303,12 @@ class Catalogue:
         if backup_set.id != set_id or (backup_set.kind is Kind.PARTIAL) != name.startswith(PARTIAL_PREFIX):
             raise VerificationFailed(f"the manifest in {name} is of set {backup_set.id}", hint="Somebody renamed or copied it.")
         if index:
-            index.remember_head(str(self.layout.root), name, backup_set.head)
+            index.remember_head(str(directory), name, backup_set.head)
         return backup_set
 
     def _history(self, set_id: str, index: Index | None) -> tuple[History, str]:
         """The records of an id, or why they could not be read."""
-        path = str(self.layout.record(set_id))
+        path = f"{self._records_directory}/{set_id}.jsonl"
         if index and (known := index.history(set_id, path)):
             return known, ""
         try:
