@@ -10,16 +10,21 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 from scholaria_ops.progress import Progress
 
 #: Width of tables when nobody looks at a terminal: nothing is folded then, so that lines can be searched.
 _PIPED_WIDTH = 10_000
+
+#: A table of more rows is printed without markup: laying it out would take longer than reading ten thousand sets.
+_MANY_ROWS = 300
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -50,12 +55,32 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title:
 
     Cells may hold rich's markup: pass data from outside through :func:`plain`.
     """
+    if len(rows) > _MANY_ROWS:
+        _print_plainly(columns, rows, right)
+        return
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     out.print(table)
+
+
+def _print_plainly(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    """Thousands of rows: the same columns without colours and folding, in a hundredth of the time."""
+    bare = [[_bare(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(cell_len(row[n]) for row in bare) for n in range(len(columns))]
+    for row in bare:
+        padded = []
+        for name, cell, width in zip(columns, row, widths, strict=True):
+            space = " " * (width - cell_len(cell))
+            padded.append(space + cell if name in right else cell + space)
+        sys.stdout.write("  ".join(padded).rstrip() + "\n")
+    sys.stdout.flush()
+
+
+def _bare(cell: str) -> str:
+    return Text.from_markup(cell).plain if "[" in cell or "\\" in cell else cell
 
 
 def plain(text: object) -> str:

@@ -76,3 +76,20 @@ def test_the_report_is_written_whole(ops: Command, catalogue: Catalogue, tmp_pat
     refused = ops("report", "--output", str(tmp_path / "nowhere" / "page.html"))
     assert refused.code == 4
     assert "cannot write" in refused.err
+
+
+def test_a_long_table_says_the_same_as_a_short_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from scholaria_ops.cli import output
+
+    rows = [["[bold red]damaged[/]", output.plain("a [note]"), "7"], ["sealed", "메모", "1234"]]
+
+    def printed() -> list[list[str]]:
+        output.print_table(["kind", "remark", "size"], rows, right=["size"])
+        return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    monkeypatch.setattr(output, "out", Console(width=200, soft_wrap=True))
+    short = printed()
+    monkeypatch.setattr(output, "_MANY_ROWS", 1)
+    assert printed() == short == [["kind", "remark", "size"], ["damaged", "a", "[note]", "7"], ["sealed", "메모", "1234"]]
