@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -82,6 +83,8 @@ def main() -> None:
     def stop(signum: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(signum).name)
 
+    # Ten thousand sets are a million objects and no cycles: looking for some again and again takes two fifths of a listing's time.
+    gc.set_threshold(100_000, 50, 50)
     try:
         signal.signal(signal.SIGTERM, stop)
         frugal_memory()
