@@ -38,7 +38,7 @@ lint: setup
 test: lint ## Lints, strict types and the whole suite on real servers
 	$(PY) -m pytest -n 3 --dist loadfile
 
-bench: setup ## Measure time and memory against doing it by hand (20 minutes, 40 GB of disk; BENCH=--quick looks whether it works)
+bench: setup ## Measure time and memory against doing it by hand (30 minutes, 40 GB of disk; BENCH=--quick looks whether it works)
 	@exec $(PY) -m benchmarks $(BENCH)
 
 clean: stop ## Remove the environment, the demo and Dagster's history

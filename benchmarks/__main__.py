@@ -15,7 +15,10 @@ from benchmarks.cases import Bench, product
 from benchmarks.goals import memory_goals, speed_goals
 from benchmarks.machine import this_machine, versions
 from benchmarks.memory import peaks_of
-from benchmarks.report import Context, memory_section, print_goals, print_speed, speed_section, write_section
+from benchmarks.report import Context, goal_table, memory_section, print_goals, print_speed, speed_section, write_section
+from benchmarks.restore_results import Result, Results, lockout_table, restore_goals, restore_section, restore_table
+from benchmarks.restores import GB_PER_FACTOR as RESTORES_GB
+from benchmarks.restores import Restores
 from benchmarks.stage import PROJECT, Stage, stage
 from scholaria_ops.cli.output import err, print_table, showing_progress
 from scholaria_ops.errors import OpsError
@@ -39,10 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, interrupted)
     try:
         with showing_progress() as progress:
-            if options.only != "memory":
+            if options.only in {None, "speed"}:
                 speed(options, progress)
-            if options.only != "speed":
+            if options.only in {None, "memory"}:
                 memory(options, progress)
+            if options.only in {None, "restores"}:
+                restores(options, progress)
     except KeyboardInterrupt:
         err.print("stopped; servers and files of the benchmark are gone")
         return 130
@@ -61,8 +66,16 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help=f"factor {_QUICK_FACTOR}, one round of speed, no report: does it all still work?"
     )
-    parser.add_argument("--only", choices=("speed", "memory"), help="measure one of the two only")
+    parser.add_argument("--only", choices=("speed", "memory", "restores"), help="measure one of the three only")
     parser.add_argument("--factors", type=float, nargs="+", default=list(_MEMORY_FACTORS), help="sizes at which memory is measured")
+    parser.add_argument(
+        "--restores",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="FACTOR",
+        help="sizes at which restores are measured; results of other sizes are kept in the report",
+    )
     parser.add_argument("--no-vector-index", action="store_true", help="seed Qdrant without building its index, which takes minutes")
     parser.add_argument(
         "--patience", type=float, default=60.0, help="seconds to wait before a run for others to leave the processors alone"
@@ -72,7 +85,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.quick:
         options.factor, options.runs, options.patience, options.no_vector_index = _QUICK_FACTOR, 1, 0.0, True
-        options.only = options.only or "speed"
+        options.only, options.restores = options.only or "speed", [_QUICK_FACTOR]
     elif options.report is None:
         options.report = _REPORT
     return options
@@ -112,6 +125,23 @@ def memory(options: argparse.Namespace, progress: Progress) -> None:
     print_goals(goals)
     if options.report:
         write_section(options.report, "memory", memory_section(peaks, goals, context))
+
+
+def restores(options: argparse.Namespace, progress: Progress) -> None:
+    """Restores of live servers at every size, each kept in the report as soon as it is there."""
+    tools = fetch_tools(progress, rclone=True)
+    kept = Results(options.dir / "restores.jsonl")
+    results: list[Result] = []
+    for factor in options.restores:
+        scale = BENCH(factor, index_vectors=not options.no_vector_index and factor <= 1)
+        with stage(options.dir, tools, scale, factor=factor, progress=progress, gb_per_factor=RESTORES_GB) as made:
+            results.append(Restores(made, factor, progress, options.patience).measure())
+        if options.report:
+            results = kept.add(results[-1])
+            write_section(options.report, "restores", restore_section(results, goal_table(restore_goals(results))))
+    for heads, rows in (restore_table(results), lockout_table(results)):
+        print_table(heads, rows)
+    print_goals(restore_goals(results))
 
 
 def _context(made: Stage, bench: Bench, factor: float) -> Context:

@@ -26,6 +26,8 @@ What this product costs in time and memory beside doing the same work by hand an
 
 {memory}
 
+{restores}
+
 ## Commentary
 """
 
@@ -87,7 +89,7 @@ def speed_section(series: Mapping[str, Series], goals: Sequence[Goal], context: 
         "|---|---|--:|--:|--:|--:|---|",
         *(f"| {' | '.join(_row(s))} |" for s in _ran(series)),
         "",
-        *_goal_table(goals),
+        *goal_table(goals),
         "",
         "### What dominates",
         "",
@@ -115,7 +117,7 @@ def memory_section(peaks: Mapping[float, Mapping[str, int]], goals: Sequence[Goa
         f"|---|{'--:|' * len(factors)}",
         *(f"| {command} | {' | '.join(human_bytes(peaks[f][command]) for f in factors)} |" for command in peaks[factors[0]]),
         "",
-        *_goal_table(goals),
+        *goal_table(goals),
     ]
     return "\n".join(lines)
 
@@ -133,7 +135,8 @@ def _surroundings(context: Context) -> list[str]:
     ]
 
 
-def _goal_table(goals: Sequence[Goal]) -> list[str]:
+def goal_table(goals: Sequence[Goal]) -> list[str]:
+    """The promises and what was found, as lines of Markdown."""
     rows = [
         f"| {g.text} | {'≥' if g.at_least else '≤'} {g.limit:g} | {g.found:.2f} | {'reached' if g.reached else '**missed**'} |"
         for g in goals
@@ -148,7 +151,7 @@ def _parts_line(series: Series) -> str:
 
 def write_section(path: Path, name: str, body: str) -> None:
     """Replace one measured section of the report, keeping everything else as it is."""
-    text = path.read_text() if path.exists() else _TEMPLATE.format(speed=_wrapped("speed", ""), memory=_wrapped("memory", ""))
+    text = path.read_text() if path.exists() else _TEMPLATE.format(**{one: _wrapped(one, "") for one in ("speed", "memory", "restores")})
     begin, end = _marks(name)
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)

@@ -31,7 +31,7 @@ PROJECT = HERE.parent
 BUCKET = "bench"
 _OWNER = "owner.json"
 #: Measured at factor 1: servers 2.7 GB, one round of copies 3.2 GB, a rehearsal 2.1 GB; with a reserve. A tenth of a GB is fixed.
-_GB_PER_FACTOR = 9.0
+GB_PER_FACTOR = 9.0
 _GB_FIXED = 1.5
 #: Like production: durable, the append-only file on, saving to disk, keys evicted when memory is short.
 _REDIS = {"appendonly": "yes", "maxmemory-policy": "allkeys-lru", "save": "3600 1"}
@@ -126,7 +126,9 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(base: Path, tools: Tools, scale: Scale, *, factor: float, progress: Progress) -> Iterator[Stage]:
+def stage(
+    base: Path, tools: Tools, scale: Scale, *, factor: float, progress: Progress, gb_per_factor: float = GB_PER_FACTOR
+) -> Iterator[Stage]:
     """Seeded servers below ``base``; leaving the block, however it is left, ends and removes everything.
 
     Raises:
@@ -135,7 +137,7 @@ def stage(base: Path, tools: Tools, scale: Scale, *, factor: float, progress: Pr
     """
     root = base / "run"
     _clear(root, progress)
-    require_room(base, factor)
+    require_room(base, factor, gb_per_factor)
     make_private_dir(root)
     try:
         _own(root)
@@ -171,9 +173,9 @@ def _seeded(box: Sandbox, scale: Scale, progress: Progress) -> Servers:
     return Servers(postgres, redis, qdrant, s3, stack)
 
 
-def require_room(base: Path, factor: float) -> None:
+def require_room(base: Path, factor: float, gb_per_factor: float = GB_PER_FACTOR) -> None:
     """Raise :class:`DiskFull` unless the disks can take a benchmark of that size."""
-    needed = int((_GB_FIXED + _GB_PER_FACTOR * factor) * 1e9)
+    needed = int((_GB_FIXED + gb_per_factor * factor) * 1e9)
     places = [_existing(base)]
     if os.geteuid() == 0:
         places.append(Path(tempfile.gettempdir() if not Path("/var/tmp").is_dir() else "/var/tmp"))  # noqa: S108 - where the sandbox puts servers as root

@@ -94,7 +94,7 @@ def test_a_second_section_stands_beside_the_first(tmp_path: Path) -> None:
     write_section(report, "speed", "faster")
     text = report.read_text()
     assert text.index("faster") < text.index("small") < text.index("## Commentary")
-    assert text.count("written by make bench") == 2
+    assert text.count("written by make bench") == 3
 
 
 def test_steps_of_a_script_are_read_and_other_lines_passed_over() -> None:

@@ -54,6 +54,8 @@ class Journal(Model):
     kept: tuple[str, ...] = ()
     #: What was measured and found, once it is done: seconds by name, what wants attention, the backup that was asked for.
     seconds: dict[str, float] = Field(default_factory=dict)
+    #: Store → phase of its staging → seconds.
+    stage_s: dict[StoreName, dict[str, float]] = Field(default_factory=dict)
     lockout_s: dict[StoreName, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     correspondence: str = ""

@@ -153,6 +153,7 @@ def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, 
     )
     run.note(
         seconds={k: round(v, 3) for k, v in seconds.items()},
+        stage_s={n: {k: round(v, 3) for k, v in staged.seconds.items()} for n, staged in run.staged.items()},
         lockout_s={n: round(switched.lockout_s, 3) for n, switched in run.switched.items()},
         warnings=warnings,
         correspondence=aftermath.correspondence.line() if aftermath.correspondence else "",
