@@ -11,7 +11,7 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices, PrivateAttr, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from scholaria_ops.connections import PostgresConnection
+from scholaria_ops.connections import PostgresConnection, RedisConnection
 from scholaria_ops.errors import ConfigError
 from scholaria_ops.settings.fence import FenceSettings
 from scholaria_ops.settings.logs import LogSettings
@@ -105,6 +105,11 @@ class Settings(
     def postgres_restore(self) -> PostgresConnection:
         """The live PostgreSQL, as the role that restores."""
         return self.restoring(self.postgres)
+
+    @property
+    def redis_restore(self) -> RedisConnection:
+        """The live Redis, as the ACL user that restores."""
+        return self.restoring_redis(self.redis)
 
     @property
     def secrets(self) -> tuple[str, ...]:

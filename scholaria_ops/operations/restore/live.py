@@ -37,6 +37,6 @@ def live_stores(services: Services, options: RestoreOptions) -> LiveStores:
             PostgresLive(settings.postgres_restore, jobs=settings.pg_restore_jobs, accept_replication=options.accept_replication),
             PostgresPlan,
         ),
-        "redis": Live(RedisLive(settings.redis, key_actions=options.key_actions), RedisPlan),
+        "redis": Live(RedisLive(settings.redis_restore, key_actions=options.key_actions), RedisPlan),
         "qdrant": Live(QdrantLive(settings.qdrant, in_place=options.qdrant_in_place, by_own_name=COLLECTIONS), QdrantPlan),
     }
