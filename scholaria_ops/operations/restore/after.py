@@ -19,7 +19,7 @@ from scholaria_ops.process import run
 from scholaria_ops.profiles.scholaria import CHUNK_ID, CHUNK_TABLE
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.postgres.measure import alembic_revision
-from scholaria_ops.stores.postgres.sequences import raise_sequence
+from scholaria_ops.stores.postgres.sequences import given_out, raise_all, raise_sequence
 from scholaria_ops.stores.postgres.session import open_session
 
 _POLL_S = 1.0
@@ -52,9 +52,20 @@ class After:
 
     services: Services
     ctx: Context
-    lines: list[str] = field(default_factory=list)
+    #: Sequence → the largest id that the database which is replaced has given out.
+    given_out: dict[str, int] = field(default_factory=dict)
 
-    def before_writers(self, backup_set: BackupSet, stores: Sequence[StoreName], queued_ids: Sequence[int] = ()) -> None:
+    def before_switch(self, stores: Sequence[StoreName]) -> None:
+        """Remember which ids the live database has given out: queued tasks, points and people may know them."""
+        if "postgres" not in stores:
+            return
+        try:
+            self.given_out = given_out(self.services.settings.postgres_restore, cancel=self.services.cancel)
+        except OpsError as exc:
+            # Damaged or gone: that is why it is replaced. What Qdrant knows is looked at all the same.
+            self.services.progress.say(f"the ids that the live database gave out could not be read: {exc.message}")
+
+    def before_writers(self, backup_set: BackupSet, stores: Sequence[StoreName]) -> None:
         """Raise sequences above every id that is known, then run the hook.
 
         Raises:
@@ -62,7 +73,7 @@ class After:
             StoreError: a sequence could not be raised.
         """
         if "postgres" in stores:
-            self._raise_sequences(queued_ids)
+            self._raise_sequences()
         argv = shlex.split(self.services.settings.restore_hook)
         if not argv:
             return
@@ -79,9 +90,12 @@ class After:
             ) from exc
         self.services.progress.say(f"ran {argv[0]}")
 
-    def _raise_sequences(self, queued_ids: Sequence[int]) -> None:
+    def _raise_sequences(self) -> None:
         settings = self.services.settings
-        highest = max([largest_point(settings.qdrant, cancel=self.services.cancel), *queued_ids])
+        raised = raise_all(settings.postgres_restore, self.given_out, cancel=self.services.cancel)
+        if raised:
+            self.services.progress.say(f"{raised} sequence(s) go on above the ids that were given out before the restore")
+        highest = largest_point(settings.qdrant, cancel=self.services.cancel)
         line = raise_sequence(settings.postgres_restore, CHUNK_TABLE, CHUNK_ID, highest, cancel=self.services.cancel)
         if line:
             self.services.progress.say(line)

@@ -187,7 +187,7 @@ def _objections(backup_set: BackupSet, services: Services) -> tuple[Objection, .
 
 def _after(services: Services) -> tuple[str, ...]:
     settings = services.settings
-    lines = ["sequences are raised above the largest id that Qdrant and the queue know, so that no id is given out twice"]
+    lines = ["sequences go on above every id that the live database gave out and that Qdrant knows, so that no id is given out twice"]
     if settings.restore_hook:
         lines.append(f"after the switch, before the writers start: {settings.restore_hook}")
     if settings.health_url:

@@ -215,6 +215,7 @@ def _switch_all(run: _Run, after: After, backup_set: BackupSet) -> None:
     run.note(phase="switching", fenced=run.fence.configured)
     fenced_at = time.monotonic()
     run.fence.stop(run.services.cancel)
+    after.before_switch(run.plan.components)
     for name in run.plan.components:
         run.services.cancel.check()
         run.switched[name] = run.live[name].store.switch(run.plans[name], run.journals.notebook(run.journal.id, name), run.ctx)

@@ -1,9 +1,13 @@
-"""Raise a column's sequence above ids that are known elsewhere, so that none is given out again for something else."""
+"""Raise sequences above ids that were given out or are known elsewhere, so that none is given out again for something else."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from scholaria_ops.cancel import CancelToken
 from scholaria_ops.connections import PostgresConnection
+from scholaria_ops.stores.postgres.measure import sequences
+from scholaria_ops.stores.postgres.names import raw_parts
 from scholaria_ops.stores.postgres.session import open_session
 
 
@@ -34,3 +38,40 @@ def raise_sequence(connection: PostgresConnection, table: str, column: str, at_l
             return ""
         session.one("SELECT setval(%s::regclass, %s)", (name, at_least))
     return f"the sequence {name} was raised from {stands_at:,} to {at_least:,}: ids up to there are known elsewhere"
+
+
+def given_out(connection: PostgresConnection, *, cancel: CancelToken | None = None) -> dict[str, int]:
+    """Sequence → the largest value that it has given out, for every sequence that counts upwards and has given out any."""
+    with open_session(connection, cancel=cancel) as session:
+        downwards = {
+            f"{schema}.{name}"
+            for schema, name in session.rows("SELECT schemaname::text, sequencename::text FROM pg_sequences WHERE increment_by < 0")
+        }
+        return {
+            name: value.last_value
+            for name, value in sequences(session).items()
+            if value.is_called and ".".join(raw_parts(name)) not in downwards
+        }
+
+
+def raise_all(connection: PostgresConnection, at_least: Mapping[str, int], *, cancel: CancelToken | None = None) -> int:
+    """Have every sequence that exists go on above the value given for it (as :func:`given_out` tells them). Never lowers one.
+
+    Returns how many were raised.
+
+    Raises:
+        StoreError: one could not be set.
+    """
+    from psycopg.sql import SQL, Identifier
+
+    raised = 0
+    with open_session(connection, cancel=cancel) as session:
+        now = sequences(session)
+        for name, value in at_least.items():
+            stands = now.get(name)
+            if stands is None or (stands.last_value if stands.is_called else stands.last_value - 1) >= value:
+                continue
+            which = SQL("{}").format(Identifier(*raw_parts(name)))
+            session.one("SELECT setval(%s::regclass, %s)", (which.as_string(session.connection), value))
+            raised += 1
+    return raised

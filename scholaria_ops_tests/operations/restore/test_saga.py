@@ -42,6 +42,7 @@ FORK = multiprocessing.get_context("fork")
 @pytest.fixture(autouse=True)
 def _no_aftermath(monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows a switch concerns real stores, which the stand-ins are not; it has tests of its own."""
+    monkeypatch.setattr(After, "before_switch", lambda *_: None)
     monkeypatch.setattr(After, "_raise_sequences", lambda *_: None)
     monkeypatch.setattr(After, "look", lambda *_: Aftermath())
 
