@@ -12,7 +12,7 @@ from scholaria_ops.operations.offsite import push_records
 from scholaria_ops.operations.restore.live import live_stores
 from scholaria_ops.operations.restore.options import RestoreOptions
 from scholaria_ops.operations.restore.plan import Plans, RestorePlan, plan_restore
-from scholaria_ops.operations.restore.report import steps_of
+from scholaria_ops.operations.restore.report import TITLES, steps_of
 from scholaria_ops.operations.restore.saga import RestoreReport, execute
 from scholaria_ops.operations.services import Services
 from scholaria_ops.pipeline.errors import as_failure
@@ -47,7 +47,9 @@ def plan_of_restore(context: dg.OpExecutionContext, config: RestoreConfig, estat
         plan = _plan(services, config)
     yield dg.Output(plan.digest, output_name="plan", metadata=plan_metadata(plan))
     if config.dry_run:
-        context.log.info("Nothing was touched. The digest of this plan is %s; it is valid until %s.", plan.digest, plan.valid_until)
+        context.log.info(
+            "Nothing was touched. To carry it out before %s UTC: dry_run: false, digest: %s", f"{plan.valid_until:%H:%M}", plan.digest
+        )
         return
     yield dg.Output(plan.digest, output_name="confirmed")
 
@@ -113,48 +115,41 @@ def restore_job() -> None:
 
 
 def plan_metadata(plan: RestorePlan) -> Metadata:
-    """The plan as tables, with its digest and numbers."""
+    """The plan, in the order in which it is weighed: what speaks against it, what it costs, what would be done."""
+    against = [{"store": _title(who), "why": o.message, "next": o.hint, "overruled_by": o.option} for who, o in plan.all_objections]
     effects = [(name, e) for name, p in plan.store_plans().items() for e in p.effects] + [("all", e) for e in plan.effects]
-    against = plan.all_objections
-    needs = [(name, n) for name, p in plan.store_plans().items() for n in p.needs]
+    consequences = [
+        {"store": _title(who), "kind": e.kind, "what": e.what, "count": "" if e.count is None else f"{e.count:,}", "detail": e.detail}
+        for who, e in effects
+    ]
+    needs = [
+        {
+            "store": _title(name),
+            "needed": human_bytes(n.needed_bytes),
+            "for": n.what,
+            "free": human_bytes(n.free_bytes) if n.free_bytes is not None else "not known from here",
+        }
+        for name, p in plan.store_plans().items()
+        for n in p.needs
+    ]
+    warnings = [f"* {_title(name)}: {w}" for name, p in plan.store_plans().items() for w in p.warnings]
     return {
         "digest": plan.digest,
         "set": plan.set_id,
-        "valid_until": plan.valid_until.isoformat(timespec="seconds"),
+        "cut_at": dg.MetadataValue.timestamp(plan.cut_at),
+        "valid_until": dg.MetadataValue.timestamp(plan.valid_until),
         "expected_s": round(plan.expected_s, 1),
         "expected_lockout_s": round(plan.expected_lockout_s, 2),
+        **({"objections": table(against)} if against else {}),
+        **({"consequences": table(consequences)} if consequences else {}),
+        **({"warnings": dg.MetadataValue.md("\n".join(warnings))} if warnings else {}),
         "steps": table({"step": n, "what": text} for n, text in enumerate(steps_of(plan), 1)),
-        **(
-            {
-                "consequences": table(
-                    {"store": who, "kind": e.kind, "what": e.what, "count": e.count if e.count is not None else "", "detail": e.detail}
-                    for who, e in effects
-                )
-            }
-            if effects
-            else {}
-        ),
-        **(
-            {
-                "needs": table(
-                    {
-                        "store": who,
-                        "what": n.what,
-                        "needed": human_bytes(n.needed_bytes),
-                        "free": human_bytes(n.free_bytes) if n.free_bytes is not None else "not known from here",
-                    }
-                    for who, n in needs
-                )
-            }
-            if needs
-            else {}
-        ),
-        **(
-            {"objections": table({"store": who, "why": o.message, "next": o.hint, "overruled_by": o.option} for who, o in against)}
-            if against
-            else {}
-        ),
+        **({"needs": table(needs)} if needs else {}),
     }
+
+
+def _title(who: str) -> str:
+    return TITLES.get(who, who)
 
 
 def report_metadata(report: RestoreReport) -> Metadata:
@@ -167,7 +162,7 @@ def report_metadata(report: RestoreReport) -> Metadata:
         **{f"{name}_s": seconds for name, seconds in done.seconds.items()},
         "stores": table(
             {
-                "store": name,
+                "store": _title(name),
                 "without_service_s": round(switched.lockout_s, 3),
                 "phases": ", ".join(f"{k} {v:.2f} s" for k, v in {**report.staged[name].seconds, **switched.seconds}.items()),
                 "counts": ", ".join(f"{v:,} {k}" for k, v in report.staged[name].counts.items()),
