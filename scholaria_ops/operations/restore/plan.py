@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import AwareDatetime
 
+from scholaria_ops.cancel import CancelToken
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, Model, StoreName
 from scholaria_ops.catalogue.layout import SUMS
 from scholaria_ops.catalogue.sets import BackupSet, Catalogue, Entry, Kind
-from scholaria_ops.errors import Refused, UsageError, VerificationFailed
+from scholaria_ops.errors import Cancelled, Refused, UsageError, VerificationFailed
 from scholaria_ops.files import hash_file, make_private_dir
 from scholaria_ops.operations.restore.fence import fence_of
 from scholaria_ops.operations.restore.journal import replace_file
@@ -127,7 +130,7 @@ def plan_restore(services: Services, live: LiveStores, reference: str, options: 
         entry = choose(services, reference, ctx)
         backup_set = _set_of(entry)
         names = _components(backup_set, options.components)
-        plans = {name: live[name].store.plan(source_of(backup_set, name), ctx) for name in names}
+        plans = _store_plans(live, backup_set, names, ctx)
     now = services.now()
     return RestorePlan(
         set_id=backup_set.id,
@@ -143,6 +146,29 @@ def plan_restore(services: Services, live: LiveStores, reference: str, options: 
         after=_after(services),
         objections=_objections(backup_set, services),
     )
+
+
+def _store_plans(live: LiveStores, backup_set: BackupSet, names: tuple[StoreName, ...], ctx: Context) -> dict[StoreName, StorePlan]:
+    """All stores are looked at side by side. The first failure stops the others and is raised."""
+    token = CancelToken()
+
+    def plan_one(name: StoreName) -> StorePlan:
+        scratch = ctx.scratch / name
+        scratch.mkdir(mode=0o700)
+        try:
+            made: StorePlan = live[name].store.plan(source_of(backup_set, name), replace(ctx, scratch=scratch, cancel=token))
+        except BaseException as exc:
+            token.cancel(f"{name}: {exc}")
+            raise
+        return made
+
+    with ctx.cancel.on_cancel(lambda: token.cancel(ctx.cancel.reason)), ThreadPoolExecutor(len(STORE_NAMES), "plan") as pool:
+        futures = {name: pool.submit(plan_one, name) for name in names}
+    failures = [f for future in futures.values() if (f := future.exception()) is not None]
+    ctx.cancel.check()
+    if failures:
+        raise next((f for f in failures if not isinstance(f, Cancelled)), failures[0])
+    return {name: future.result() for name, future in futures.items()}
 
 
 def _set_of(entry: Entry) -> BackupSet:
