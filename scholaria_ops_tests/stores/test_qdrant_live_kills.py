@@ -104,6 +104,7 @@ def nothing_is_left(server: QdrantServer, ctx: Context) -> None:
     assert not list((server.directory / "snapshots").rglob("*.snapshot"))
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("in_place", [False, True], ids=["by alias", "in place"])
 def test_killed_at_any_write_of_a_restore_it_is_rolled_back(
@@ -143,6 +144,7 @@ def test_killed_at_any_write_of_a_restore_it_is_rolled_back(
     assert number > 10
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("in_place", [False, True], ids=["by alias", "in place"])
 def test_killed_at_any_write_of_a_switch_and_an_undo_they_are_carried_on(
