@@ -119,6 +119,8 @@ def test_a_failed_backup_is_a_failure_with_its_own_words() -> None:
     event = one(FAILED)
     assert (event.level, event.key, event.next_step) == ("failure", "backup", "Mend it.")
     assert event.subject == "Backup of daily set 20260301_020000 failed: qdrant could not be backed up: refused"
+    listing = one(dataclasses.replace(FAILED, message="the set does not verify:\n  set: checksums"))
+    assert listing.subject.endswith("failed: the set does not verify")
 
 
 def test_a_killed_worker_leaves_no_word_and_is_told_all_the_same() -> None:

@@ -103,7 +103,7 @@ def _trouble(run: RunFacts, newest_verified: str) -> Event:
         key=key_of(run),
         level="warning" if _only_a_warning(run) else "failure",
         cause=cause_of(run.code or "killed", what),
-        subject=f"{_name(run)} {became}: {what.splitlines()[0]}",
+        subject=f"{_name(run)} {became}: {what.splitlines()[0].rstrip(':')}",
         what=what,
         at=run.at,
         numbers=numbers,
