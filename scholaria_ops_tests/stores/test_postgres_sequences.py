@@ -1,34 +1,80 @@
-"""Sequences are raised above ids that are known elsewhere, so that none is given out again for another text."""
+"""Ids that are known elsewhere are never given out for something else."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from scholaria_ops.connections import PostgresConnection
+from scholaria_ops.errors import StoreError
 from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.stores.postgres.sequences import given_out, raise_all, raise_sequence
+from scholaria_ops_tests.stores.postgres_support import ask, database, execute
 
 
-def test_a_sequence_is_raised_above_ids_known_elsewhere_and_never_lowered(pg_server: PostgresServer) -> None:
-    with pg_server.connect() as session:
-        session.execute("CREATE DATABASE raising")
-    own = pg_server.connection.with_db("raising")
-    try:
-        with pg_server.connect("raising") as session:
-            session.execute("CREATE TABLE public.item (id bigserial PRIMARY KEY, other integer)")
-            assert raise_sequence(own, "public.item", "id", 0) == ""
-            assert "raised from 0 to 1" in raise_sequence(own, "public.item", "id", 1)
-            assert session.execute("INSERT INTO public.item DEFAULT VALUES RETURNING id").fetchone() == (2,)
-            assert "raised from 2 to 1,000" in raise_sequence(own, "public.item", "id", 1000)
-            assert raise_sequence(own, "public.item", "id", 999) == ""
-            assert session.execute("INSERT INTO public.item DEFAULT VALUES RETURNING id").fetchone() == (1001,)
-            assert raise_sequence(own, "public.item", "other", 5) == ""
-            assert raise_sequence(own, "public.nothing", "id", 5) == ""
-            session.execute('CREATE SEQUENCE public."Odd.name"')
-            session.execute("CREATE SEQUENCE public.down INCREMENT -1")
-            session.execute("SELECT nextval('public.down')")
-            assert given_out(own) == {"public.item_id_seq": 1001}
-            known = {"public.item_id_seq": 2000, 'public."Odd.name"': 7, "public.gone": 9}
-            assert raise_all(own, known) == 2
-            assert raise_all(own, known) == 0
-            assert session.execute("""SELECT nextval('public."Odd.name"'), nextval('public.item_id_seq')""").fetchone() == (8, 2001)
-    finally:
-        with pg_server.connect() as session:
-            session.execute("DROP DATABASE raising WITH (FORCE)")
+@pytest.fixture
+def live(pg_server: PostgresServer) -> Iterator[PostgresConnection]:
+    statements = (
+        "CREATE TABLE a (id serial PRIMARY KEY, x int)",
+        'CREATE TABLE "b c" (id smallint GENERATED ALWAYS AS IDENTITY, x int)',
+        "CREATE TABLE plain (id int)",
+    )
+    with database(pg_server, "raised", *statements) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("table", ["public.a", 'public."b c"'])
+def test_it_is_raised_and_never_lowered(live: PostgresConnection, table: str) -> None:
+    def next_id() -> object:
+        return ask(live, f"INSERT INTO {table} (x) VALUES (1) RETURNING id")[0][0]
+
+    assert raise_sequence(live, table, "id", 0) == ""
+    assert raise_sequence(live, table, "id", 1) != "", "1 was not given out yet, and must not be"
+    assert next_id() == 2
+    assert "from 2 to 40" in raise_sequence(live, table, "id", 40)
+    assert raise_sequence(live, table, "id", 40) == ""
+    assert raise_sequence(live, table, "id", 7) == ""
+    assert next_id() == 41
+
+
+def test_what_has_no_sequence_is_left_alone_and_a_maximum_is_an_error(live: PostgresConnection) -> None:
+    assert raise_sequence(live, "public.plain", "id", 5) == ""
+    assert raise_sequence(live, "public.absent", "id", 5) == ""
+    with pytest.raises(StoreError, match="out of bounds"):
+        raise_sequence(live, 'public."b c"', "id", 100_000)
+    assert ask(live, 'INSERT INTO "b c" (x) VALUES (1) RETURNING id') == [(1,)]
+
+
+def test_no_id_comes_twice_while_others_take_them(live: PostgresConnection) -> None:
+    """Without a primary key in the way: ids taken while the sequence is raised again and again, always just ahead of them."""
+    execute(live, "ALTER TABLE a DROP CONSTRAINT a_pkey")
+    stop = threading.Event()
+
+    def take() -> None:
+        while not stop.is_set():
+            execute(live, "INSERT INTO a (x) SELECT 1 FROM generate_series(1, 50)")
+
+    takers = [threading.Thread(target=take) for _ in range(3)]
+    for taker in takers:
+        taker.start()
+    for _ in range(60):
+        ((last,),) = ask(live, "SELECT last_value FROM a_id_seq")
+        raise_sequence(live, "public.a", "id", int(str(last)) + 20)
+    stop.set()
+    for taker in takers:
+        taker.join()
+    assert ask(live, "SELECT id FROM a GROUP BY id HAVING count(*) > 1") == []
+
+
+def test_all_that_one_database_gave_out_is_jumped_over_in_another(live: PostgresConnection) -> None:
+    execute(live, 'CREATE SEQUENCE "Odd.name"')
+    execute(live, "CREATE SEQUENCE down INCREMENT -1")
+    ask(live, "SELECT nextval('down')")
+    raise_sequence(live, "public.a", "id", 1001)
+    assert given_out(live) == {"public.a_id_seq": 1001}
+    known = {"public.a_id_seq": 2000, 'public."Odd.name"': 7, "public.gone": 9}
+    assert raise_all(live, known) == 2
+    assert raise_all(live, known) == 0
+    assert ask(live, """SELECT nextval('public."Odd.name"'), nextval('public.a_id_seq')""") == [(8, 2001)]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from scholaria_ops.cancel import CancelToken
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.stores.postgres.measure import sequences
-from scholaria_ops.stores.postgres.names import raw_parts
-from scholaria_ops.stores.postgres.session import open_session
+from scholaria_ops.stores.postgres.names import qualified, quoted, raw_parts
+from scholaria_ops.stores.postgres.session import Session, open_session
 
 
 def raise_sequence(connection: PostgresConnection, table: str, column: str, at_least: int, *, cancel: CancelToken | None = None) -> str:
@@ -19,39 +19,31 @@ def raise_sequence(connection: PostgresConnection, table: str, column: str, at_l
     Raises:
         StoreError: the sequence could not be set (the role may not, or its maximum is lower).
     """
-    from psycopg.sql import SQL, Identifier
-
     with open_session(connection, cancel=cancel) as session:
         if not session.rows("SELECT 1 WHERE to_regclass(%s) IS NOT NULL", (table,)):
             return ""
-        (name,) = session.one("SELECT pg_get_serial_sequence(%s, %s)", (table, column))
-        if name is None:
-            return ""
-        schema, sequence = session.one(
-            "SELECT n.nspname::text, c.relname::text FROM pg_class c"
-            " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s::regclass",
-            (name,),
+        found = session.rows(
+            "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE c.oid = pg_get_serial_sequence(%s, %s)::regclass",
+            (table, column),
         )
-        which = SQL("{}.{}").format(Identifier(schema), Identifier(sequence))
-        (stands_at,) = session.one(SQL("SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {}").format(which))
-        if stands_at >= at_least:
+        if not found:
             return ""
-        session.one("SELECT setval(%s::regclass, %s)", (name, at_least))
-    return f"the sequence {name} was raised from {stands_at:,} to {at_least:,}: ids up to there are known elsewhere"
+        ((schema, name),) = found
+        before = _raised(session, schema, name, at_least)
+    if before is None:
+        return ""
+    return f"the sequence {qualified(schema, name)} was raised from {before:,} to {at_least:,}: ids up to there are known elsewhere"
 
 
 def given_out(connection: PostgresConnection, *, cancel: CancelToken | None = None) -> dict[str, int]:
     """Sequence → the largest value that it has given out, for every sequence that counts upwards and has given out any."""
     with open_session(connection, cancel=cancel) as session:
         downwards = {
-            f"{schema}.{name}"
+            qualified(schema, name)
             for schema, name in session.rows("SELECT schemaname::text, sequencename::text FROM pg_sequences WHERE increment_by < 0")
         }
-        return {
-            name: value.last_value
-            for name, value in sequences(session).items()
-            if value.is_called and ".".join(raw_parts(name)) not in downwards
-        }
+        return {name: v.last_value for name, v in sequences(session).items() if v.is_called and name not in downwards}
 
 
 def raise_all(connection: PostgresConnection, at_least: Mapping[str, int], *, cancel: CancelToken | None = None) -> int:
@@ -62,16 +54,31 @@ def raise_all(connection: PostgresConnection, at_least: Mapping[str, int], *, ca
     Raises:
         StoreError: one could not be set.
     """
-    from psycopg.sql import SQL, Identifier
-
     raised = 0
     with open_session(connection, cancel=cancel) as session:
         now = sequences(session)
         for name, value in at_least.items():
-            stands = now.get(name)
-            if stands is None or (stands.last_value if stands.is_called else stands.last_value - 1) >= value:
-                continue
-            which = SQL("{}").format(Identifier(*raw_parts(name)))
-            session.one("SELECT setval(%s::regclass, %s)", (which.as_string(session.connection), value))
-            raised += 1
+            if name in now:
+                schema, sequence = raw_parts(name)
+                raised += _raised(session, schema, sequence, value) is not None
     return raised
+
+
+def _raised(session: Session, schema: str, name: str, at_least: int) -> int | None:
+    """Raise one sequence; what it had given out before, or None if it stood high enough."""
+    from psycopg.sql import SQL, Identifier, Literal
+
+    which = SQL("{}.{}").format(Identifier(schema), Identifier(name))
+    stands = SQL("SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {}").format(which)
+    if session.one(stands)[0] >= at_least:
+        return None
+    regclass = f"{quoted(schema)}.{quoted(name)}"
+    (step,) = session.one("SELECT seqincrement FROM pg_sequence WHERE seqrelid = %s::regclass", (regclass,))
+    with session.told(), session.connection.transaction():
+        # Changes nothing, but nobody takes a value until we are done: one that was taken meanwhile would be lowered.
+        session.execute(SQL("ALTER SEQUENCE {} INCREMENT BY {}").format(which, Literal(step)))
+        before = int(session.one(stands)[0])
+        if before >= at_least:
+            return None
+        session.one("SELECT setval(%s::regclass, %s)", (regclass, at_least))
+    return before
