@@ -22,6 +22,7 @@ from scholaria_ops.files import make_private_dir
 from scholaria_ops.offsite.base import OffsiteTarget
 from scholaria_ops.offsite.s3 import S3Options, S3Target
 from scholaria_ops.operations.auditing import Actor, Audited, clean, error_detail, outcome_of
+from scholaria_ops.operations.restore.kept import kept_on_qdrant
 from scholaria_ops.operations.scratch import reap_scratch, scratch_directory
 from scholaria_ops.progress import Progress, Silent
 from scholaria_ops.sandbox.tools import Tools, find_tools
@@ -148,7 +149,11 @@ def make_services(
             restore_jobs=settings.pg_restore_jobs,
         ),
         "redis": RedisStore(settings.redis, sync_mode=settings.redis_sync),
-        "qdrant": QdrantStore(settings.qdrant, fingerprint_max_points=settings.qdrant_fingerprint_max_points),
+        "qdrant": QdrantStore(
+            settings.qdrant,
+            fingerprint_max_points=settings.qdrant_fingerprint_max_points,
+            kept=lambda: kept_on_qdrant(catalogue.layout),
+        ),
     }
     ledger = Ledger(catalogue.layout.ledger)
     return Services(

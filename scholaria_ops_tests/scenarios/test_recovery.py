@@ -183,6 +183,10 @@ def test_a_restore_of_everything_while_the_application_writes_and_back_again(ins
     ((reusable,),) = site.sql("SELECT last_value FROM rag_contextitem_id_seq")
     assert reusable > 1_000_000, "ids that Qdrant knows are not given out again"
 
+    site.ops("backup")
+    names = json.loads((site.directory / "backups" / f"scholaria_backup_{set_of(site)['id']}" / "backup_manifest.json").read_text())
+    assert not [c for c in names["qdrant"]["evidence"]["collections"] if "__before_" in c], "what is kept is no part of a backup"
+
     shown = site.ops("restore", "--undo", "--dry-run").out
     assert "would be undone in PostgreSQL, Redis, Qdrant" in shown
     site.ops("restore", "--undo", "--force")
