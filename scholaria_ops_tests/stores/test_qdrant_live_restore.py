@@ -210,12 +210,14 @@ def test_f47_into_an_empty_server_everything_comes_back_under_its_own_name_with_
     old = exactly(live.connection)
     drop_everything(live.connection)
     notebook = FileNotebook(tmp_path / "notebook")
-    store = QdrantLive(live.connection)
+    store = QdrantLive(live.connection, in_place=True)
     plan = store.plan(source, ctx)
     assert {i.case for i in plan.items} == {"absent"}
     assert effects(plan)[("back", f"collection {ALIASED}: points")] == 200
     assert effects(plan)[("back", f"alias {ALIAS}")] is None
-    restore(live, source, notebook, ctx)
+    store.stage(plan, source, notebook, ctx)
+    store.switch(plan, notebook, ctx)
+    store.finish(notebook, ctx)
     assert exactly(live.connection) == old
     assert kept_collections(notebook.read()) == frozenset()
     change(live.connection)
@@ -230,6 +232,47 @@ def test_f47_into_an_empty_server_everything_comes_back_under_its_own_name_with_
     assert exactly(live.connection).collections == {}
 
 
+def test_what_is_lost_is_proven_beside_before_an_application_that_goes_on_writing_can_reach_it(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    old = served(live.connection)
+    drop_everything(live.connection)
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    plan = store.plan(source, ctx)
+    assert {i.case for i in plan.items} == {"alias"}
+    store.stage(plan, source, notebook, ctx)
+    with Rest(live.connection) as rest:
+        assert collections_of(rest) == sorted([f"{ALIASED}__{RESTORE_ID}", f"{PLAIN}__{RESTORE_ID}"])
+        assert aliases_of(rest) == {}
+    store.switch(plan, notebook, ctx)
+    store.finish(notebook, ctx)
+    now = served(live.connection)
+    assert {name: now.of(name) for name in old.names} == old.names
+    store.undo(notebook, ctx)
+    with Rest(live.connection) as rest:
+        assert aliases_of(rest) == {}
+    store.discard(notebook, ctx)
+    assert exactly(live.connection).collections == {}
+
+
+def test_a_collection_that_is_made_anew_between_plan_and_switch_is_not_passed_over(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    drop_everything(live.connection)
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    plan = store.plan(source, ctx)
+    store.stage(plan, source, notebook, ctx)
+    with Rest(live.connection) as rest:
+        rest.put(at(ALIASED), {"vectors": {"size": 1, "distance": "Dot"}})
+    with pytest.raises(Refused, match=f"collection {ALIASED}, which was made since"):
+        store.switch(plan, notebook, ctx)
+    store.roll_back(notebook, ctx)
+    with Rest(live.connection) as rest:
+        assert collections_of(rest) == [ALIASED]
+
+
 def test_a_collection_deleted_by_mistake_comes_back_and_the_other_is_switched(
     live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
 ) -> None:
@@ -239,7 +282,7 @@ def test_a_collection_deleted_by_mistake_comes_back_and_the_other_is_switched(
     notebook = FileNotebook(tmp_path / "notebook")
     store = QdrantLive(live.connection)
     plan = store.plan(source, ctx)
-    assert [(i.collection, i.case) for i in plan.items] == [(ALIASED, "absent"), (PLAIN, "plain")]
+    assert [(i.collection, i.case) for i in plan.items] == [(ALIASED, "alias"), (PLAIN, "plain")]
     restore(live, source, notebook, ctx)
     now = served(live.connection)
     assert {name: now.of(name) for name in old.names} == old.names

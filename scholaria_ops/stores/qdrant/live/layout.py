@@ -16,7 +16,8 @@ from scholaria_ops.catalogue.evidence.base import Model
 from scholaria_ops.catalogue.evidence.qdrant import QdrantEvidence
 
 #: ``alias``: only aliases lead there; ``plain``: the application says the collection's own name, which becomes an alias;
-#: ``in_place``: the same, and the collection keeps its name; ``absent``: there is nothing to take the place of.
+#: ``in_place``: the same, and the collection keeps its name; ``absent``: there is nothing to take the place of, and it comes
+#: under its own name at once (only where that was asked for: an application may be writing).
 Case = Literal["alias", "plain", "in_place", "absent"]
 
 _OURS = re.compile(r"^(?P<base>.+?)(?:__(?:before_|after_)?\d{8}_\d{6}(?:_\d+)?)+$", re.DOTALL)
@@ -82,8 +83,13 @@ def layout(
         for old in replaced:
             if old in plains or base_of(old) == base_of(name):
                 reached |= {a for a in _leading_to(old, aliases) if a in known or a not in claimed}
+        absent = not plains and not replaced
+        if absent and not in_place and base_of(name) not in live:
+            # An application that goes on writing would write into a half-proven collection of its own name: an alias
+            # leads to it once it is proven.
+            reached |= {base_of(name)} - claimed
         claimed |= reached
-        case: Case = ("in_place" if in_place else "plain") if plains else "alias" if replaced else "absent"
+        case: Case = ("in_place" if in_place else "plain") if plains else "absent" if absent and (in_place or not reached) else "alias"
         items.append(
             Item(
                 collection=name,

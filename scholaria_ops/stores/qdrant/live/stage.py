@@ -100,7 +100,9 @@ def _require_planned(rest: Rest, plan: QdrantPlan, evidence: QdrantEvidence, pla
         raise Refused(f"Qdrant at {rest.where} runs in cluster mode", hint="Restore into a single node.", store="qdrant")
     live, aliases = collections_of(rest), aliases_of(rest)
     by_own_name = {one.item.plain for one in placed if one.item.plain}
-    now = layout(evidence, live, aliases, by_own_name=by_own_name, in_place=any(one.item.case == "in_place" for one in placed))
+    cases = {one.item.case for one in placed}
+    in_place = "in_place" in cases or ("absent" in cases and "plain" not in cases)
+    now = layout(evidence, live, aliases, by_own_name=by_own_name, in_place=in_place)
     if now.items != plan.items or dict(now.aliases) != dict(plan.aliases):
         raise Refused(
             f"collections or aliases of {rest.where} have changed since the restore was planned", hint="Plan again.", store="qdrant"

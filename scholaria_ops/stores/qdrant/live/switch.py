@@ -69,8 +69,11 @@ def _ready(rest: Rest, begun: Begun, notebook: Notebook, ctx: Context, *, timeou
     touched = {*begun.aliases_before, *begun.aliases_after}
     moved = sorted(a for a in touched if aliases.get(a) != begun.aliases_before.get(a))
     gone = sorted({old for one in begun.placed for old in one.item.replaces} - live)
-    if moved or gone:
-        what = ", ".join([*(f"alias {a}" for a in moved), *(f"collection {c}" for c in gone)])
+    anew = sorted((set(begun.aliases_after) & live) - {one.item.plain for one in begun.placed})
+    if moved or gone or anew:
+        what = ", ".join(
+            [*(f"alias {a}" for a in moved), *(f"collection {c}" for c in gone), *(f"collection {c}, which was made since" for c in anew)]
+        )
         raise Refused(
             f"{rest.where} has changed since the restore was staged: {what}",
             hint="Roll back, and plan again.",
