@@ -232,7 +232,7 @@ def test_lineage_begins_at_the_live_stores() -> None:
     for spec in defs.resolve_all_asset_specs():
         assert spec.description, spec.key
         assert spec.kinds, spec.key
-        assert spec.group_name in {"live", "backup", "rehearsal"}
+        assert spec.group_name in {"live", "backup", "rehearsal", "health"}
 
 
 def test_the_manifest_names_the_run_that_made_it(env_file: Path, run: JobRunner) -> None:

@@ -16,6 +16,7 @@ from scholaria_ops.humane import human_bytes
 from scholaria_ops.operations.forecast import DiskForecast
 from scholaria_ops.operations.health.findings import Finding, ok
 from scholaria_ops.operations.prune_state import PruneState
+from scholaria_ops.operations.restore.journal import Journals
 from scholaria_ops.operations.scratch import OWNER
 from scholaria_ops.operations.services import Services
 from scholaria_ops.sandbox.home import MARKER, Home
@@ -108,16 +109,24 @@ def _journals(layout: Layout, *, busy: bool) -> Iterator[Finding]:
             journal.begun_at,
             "The next prune finishes it: `scholaria-ops prune --apply`.",
         )
-    # Whoever changes live data writes down first what has to be taken back or finished.
-    for path in sorted(layout.state.glob("*journal*")) if layout.state.is_dir() else ():
-        if not busy and not path.name.startswith("retention-"):
-            yield Finding(
-                "leftovers",
-                "critical",
-                f"work on live stores was begun and not ended: {path} is left",
-                _modified(path),
-                "The command that wrote it finishes or takes back its work when it is run again; see docs/recovery/.",
-            )
+    yield from _restores(layout, busy=busy)
+
+
+def _restores(layout: Layout, *, busy: bool) -> Iterator[Finding]:
+    """Restores that were cut off: live stores may stand between two times."""
+    try:
+        unfinished = Journals(layout).unfinished()
+    except OpsError as exc:
+        yield Finding("leftovers", "critical", exc.message, next_step=f"{exc.hint}")
+        return
+    for journal in unfinished if not busy else ():
+        yield Finding(
+            "leftovers",
+            "critical",
+            f"the restore {journal.id} of the set {journal.set_id} was begun and not ended ({journal.phase})",
+            journal.begun_at,
+            "`scholaria-ops restore --recover` takes it back or finishes it.",
+        )
 
 
 def _inside(parent: Path) -> list[Path]:

@@ -15,6 +15,8 @@ from scholaria_ops.operations.forecast import HEADROOM_BYTES, DiskForecast
 from scholaria_ops.operations.health import place
 from scholaria_ops.operations.health.findings import Finding
 from scholaria_ops.operations.prune_state import Journal, PruneState
+from scholaria_ops.operations.restore.journal import Journal as RestoreJournal
+from scholaria_ops.operations.restore.journal import Journals
 from scholaria_ops.operations.scratch import scratch_directory
 from scholaria_ops.operations.services import Services, make_services
 from scholaria_ops.process import start_daemon
@@ -161,9 +163,21 @@ def test_a_journal_that_nobody_understands_is_critical(services: Services) -> No
     assert "cannot be understood" in only(list(place.leftovers(services, datetime.now(UTC))), "critical").what
 
 
-def test_any_other_journal_is_unfinished_work_on_live_stores(services: Services) -> None:
-    (services.catalogue.layout.state / "some-journal.json").write_text("{}")
-    assert "begun and not ended" in only(list(place.leftovers(services, datetime.now(UTC))), "critical").what
+def test_a_restore_that_was_cut_off_is_critical(services: Services) -> None:
+    Journals(services.catalogue.layout).write(
+        RestoreJournal(
+            id="20261124_020000",
+            set_id="20261123_020000",
+            stores=("redis",),
+            plan_digest="0" * 64,
+            begun_at=datetime(2026, 11, 24, 2, tzinfo=UTC),
+            by="a test",
+            phase="switching",
+        )
+    )
+    found = only(list(place.leftovers(services, datetime.now(UTC))), "critical")
+    assert found.next_step == "`scholaria-ops restore --recover` takes it back or finishes it."
+    assert "20261124_020000" in found.what
 
 
 def test_a_lock_that_is_held_too_long_is_critical(services: Services) -> None:
