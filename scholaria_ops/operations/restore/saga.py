@@ -133,9 +133,11 @@ def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, 
     restore_s = time.monotonic() - after_safety
     kept: list[str] = []
     for name in run.plan.components:
-        # What a store says at the end is where its way back lies by then.
         lines = run.live[name].store.finish(run.journals.notebook(run.journal.id, name), run.ctx)
-        kept += lines or run.switched[name].kept
+        for line in lines:
+            run.say(line)
+        # A store that moves its way back while it finishes says where it lies by then.
+        kept += [line for line in lines if " kept in " in line] or run.switched[name].kept
     run.note(kept=tuple(kept))
     if run.unfenced is not None:
         raise RestoreFailed(
