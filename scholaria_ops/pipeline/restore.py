@@ -116,18 +116,24 @@ def restore_job() -> None:
 
 def plan_metadata(plan: RestorePlan) -> Metadata:
     """The plan, in the order in which it is weighed: what speaks against it, what it costs, what would be done."""
-    against = [{"store": _title(who), "why": o.message, "next": o.hint, "overruled_by": o.option} for who, o in plan.all_objections]
+    # Few and wide columns: Dagster breaks words in narrow ones.
+    against = [
+        {"why": f"{_title(who)}: {o.message}", "next": o.hint + (f" ({o.option})" if o.option else "")} for who, o in plan.all_objections
+    ]
     effects = [(name, e) for name, p in plan.store_plans().items() for e in p.effects] + [("all", e) for e in plan.effects]
     consequences = [
-        {"store": _title(who), "kind": e.kind, "what": e.what, "count": "" if e.count is None else f"{e.count:,}", "detail": e.detail}
+        {
+            "consequence": f"{_title(who)}: {e.kind}" + ("" if e.count is None else f" {e.count:,}"),
+            "of": e.what,
+            "detail": e.detail,
+        }
         for who, e in effects
     ]
     needs = [
         {
-            "store": _title(name),
-            "needed": human_bytes(n.needed_bytes),
-            "for": n.what,
-            "free": human_bytes(n.free_bytes) if n.free_bytes is not None else "not known from here",
+            "needed": f"{human_bytes(n.needed_bytes)} of "
+            + (human_bytes(n.free_bytes) + " free" if n.free_bytes is not None else "what is free, not known from here"),
+            "for": f"{_title(name)}: {n.what}",
         }
         for name, p in plan.store_plans().items()
         for n in p.needs
@@ -143,7 +149,7 @@ def plan_metadata(plan: RestorePlan) -> Metadata:
         **({"objections": table(against)} if against else {}),
         **({"consequences": table(consequences)} if consequences else {}),
         **({"warnings": dg.MetadataValue.md("\n".join(warnings))} if warnings else {}),
-        "steps": table({"step": n, "what": text} for n, text in enumerate(steps_of(plan), 1)),
+        "steps": dg.MetadataValue.md("\n".join(f"{n}. {text}" for n, text in enumerate(steps_of(plan), 1))),
         **({"needs": table(needs)} if needs else {}),
     }
 
