@@ -1,5 +1,7 @@
-"""SIGKILL before every odd and after every even write of the notebook (in place, where a round takes long, at fewer): whoever comes next takes
-it back, or carries on. The servers are real."""
+"""SIGKILL before every odd and after every even write of the notebook (in place, where a round takes long, at fewer).
+
+Whoever comes next takes it back, or carries on. The servers are real.
+"""
 
 from __future__ import annotations
 
