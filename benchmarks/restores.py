@@ -142,7 +142,7 @@ class Restores:
         return (
             f"{scale.chunks:,} chunks, {sum(servers.stack.keys.values()):,} keys, {scale.points:,} × {scale.dim} points "
             f"{'with their' if scale.index_vectors else 'without'} vector index;",
-            f"scholaria-ops {__version__}, Python {platform.python_version()}, PostgreSQL {servers.postgres.version}, "
+            f"with scholaria-ops {__version__}, Python {platform.python_version()}, PostgreSQL {servers.postgres.version}, "
             f"Redis {servers.redis.version}, Qdrant {servers.qdrant.version};",
             f"{this_machine(self.stage.root).line()}; before a run others used at most {busiest:.0%} of the processors.",
         )
