@@ -8,7 +8,6 @@ drop a database.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from scholaria_ops.catalogue.evidence.base import Model, StoreName
 from scholaria_ops.catalogue.layout import Layout, is_id, label, next_label
 from scholaria_ops.errors import Refused
-from scholaria_ops.files import fsync_dir, make_private_dir, rename_durably, write_private
+from scholaria_ops.files import make_private_dir, replace_durably
 from scholaria_ops.stores.live import Fact
 
 #: ``begun`` … ``switching``: a crash here is taken back. ``switched``: every store serves the set and the hooks have passed; a
@@ -170,11 +169,7 @@ class Journals:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Replace a private file whole and durably."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.new")
-    fresh.unlink(missing_ok=True)
-    write_private(fresh, data)
-    rename_durably(fresh, path)
-    fsync_dir(path.parent)
+    replace_durably(path, data)
 
 
 def _not_understood(path: Path) -> Refused:
