@@ -126,6 +126,12 @@ class SandboxError(OpsError):
     code = "sandbox"
 
 
+class Unhealthy(OpsError):
+    """Health found something that must not stay so."""
+
+    code = "unhealthy"
+
+
 class Cancelled(OpsError):
     """The run was cancelled or told to stop; everything it had begun was taken back."""
 

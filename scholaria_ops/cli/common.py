@@ -43,11 +43,14 @@ def run(
     ``instance`` is Dagster's, if the caller has it open already (opening it takes a moment).
     """
     with importing():
-        from scholaria_ops.definitions import defs
         from scholaria_ops.pipeline.notifications import tell_without_daemon
+        from scholaria_ops.pipeline.one_job import one_job
         from scholaria_ops.pipeline.runner import open_instance, run_job
 
-        definition = defs.resolve_job_def(job)
+        if (definition := one_job(job)) is None:
+            from scholaria_ops.definitions import defs
+
+            definition = defs.resolve_job_def(job)
     with contextlib.ExitStack() as stack:
         shown = progress or stack.enter_context(showing_progress())
         opened = instance or stack.enter_context(open_instance())

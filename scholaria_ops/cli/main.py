@@ -21,10 +21,10 @@ from scholaria_ops.errors import (
     ConfigError,
     OpsError,
     Refused,
+    Unhealthy,
     UsageError,
     VerificationFailed,
 )
-from scholaria_ops.operations.health.findings import Unhealthy
 from scholaria_ops.settings import ENV_FILE_VARIABLE
 from scholaria_ops.startup import about_to_end, frugal_memory, importing
 
@@ -89,7 +89,9 @@ def main() -> None:
         signal.signal(signal.SIGTERM, stop)
         frugal_memory()
         with importing():
-            from scholaria_ops.cli import commands  # noqa: F401 - registers the commands
+            from scholaria_ops.cli.commands import register
+
+            register(sys.argv[1:])
 
         # Outside its standalone mode the framework *returns* the code of an early end, an interruption among them.
         result = app(standalone_mode=False)

@@ -21,7 +21,7 @@ from scholaria_ops.pipeline.errors import as_failure
 from scholaria_ops.pipeline.freshness import FRESHNESS
 from scholaria_ops.pipeline.metadata import Metadata, table
 from scholaria_ops.pipeline.partitions import BACKUPS
-from scholaria_ops.pipeline.resources import Estate
+from scholaria_ops.pipeline.resources import MAX_RUNTIME_S, Estate
 
 RESTORED = dg.AssetKey(["rehearsal", "restored"])
 #: Rehearsals that the newest one shows beside itself.
@@ -135,3 +135,12 @@ def report_metadata(report: RehearsalReport) -> Metadata:
             else {}
         ),
     }
+
+
+rehearsal_job = dg.define_asset_job(
+    "rehearsal",
+    selection=dg.AssetSelection.assets(RESTORED),
+    executor_def=dg.in_process_executor,
+    tags=MAX_RUNTIME_S,
+    description="Restore a set into throw-away servers, compare it with its evidence, record RTO and RPO. Touches no live store.",
+)

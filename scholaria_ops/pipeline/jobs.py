@@ -3,76 +3,19 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from scholaria_ops.catalogue.evidence.base import STORE_NAMES
 from scholaria_ops.operations.backup import BackupRequest, reserve
-from scholaria_ops.operations.offsite import fetch, offsite_id
-from scholaria_ops.pipeline.assets_backup import SEALED, VERIFIED, backup_key, check_tier
+from scholaria_ops.pipeline.assets_backup import check_tier
 from scholaria_ops.pipeline.assets_health import health_job
-from scholaria_ops.pipeline.assets_offsite import OFFSITE
-from scholaria_ops.pipeline.assets_rehearsal import RESTORED
+from scholaria_ops.pipeline.assets_rehearsal import rehearsal_job
 from scholaria_ops.pipeline.errors import as_failure
-from scholaria_ops.pipeline.metadata import set_metadata
+from scholaria_ops.pipeline.fetching import fetch_job
 from scholaria_ops.pipeline.partitions import add_partition, known_partitions
 from scholaria_ops.pipeline.proof import drill_job, reread_job
 from scholaria_ops.pipeline.resources import Estate
 from scholaria_ops.pipeline.restore import restore_job
 from scholaria_ops.pipeline.retention import retention_job
+from scholaria_ops.pipeline.set_jobs import backup_job, offsite_job, verify_job
 from scholaria_ops.pipeline.sync import sync_catalogue
-
-_MAX_RUNTIME_S = {"dagster/max_runtime": str(6 * 3600)}
-
-backup_job = dg.define_asset_job(
-    "backup",
-    selection=dg.AssetSelection.assets(*(backup_key(name) for name in STORE_NAMES), SEALED, VERIFIED, OFFSITE),
-    executor_def=dg.in_process_executor,
-    tags=_MAX_RUNTIME_S,
-    description="Take, seal, verify and ship one set. Its partition is the set's id; start `backup_now` to have one minted.",
-)
-
-verify_job = dg.define_asset_job(
-    "verify",
-    selection=dg.AssetSelection.assets(VERIFIED),
-    executor_def=dg.in_process_executor,
-    tags=_MAX_RUNTIME_S,
-    description="Verify a sealed set again: every byte, and every artifact opened in its store's own software.",
-)
-
-
-offsite_job = dg.define_asset_job(
-    "offsite",
-    selection=dg.AssetSelection.assets(OFFSITE),
-    executor_def=dg.in_process_executor,
-    tags=_MAX_RUNTIME_S,
-    description="Copy a sealed set offsite and confirm it there; repeating it finishes or re-reads.",
-)
-
-rehearsal_job = dg.define_asset_job(
-    "rehearsal",
-    selection=dg.AssetSelection.assets(RESTORED),
-    executor_def=dg.in_process_executor,
-    tags=_MAX_RUNTIME_S,
-    description="Restore a set into throw-away servers, compare it with its evidence, record RTO and RPO. Touches no live store.",
-)
-
-
-class FetchConfig(dg.Config):
-    """Which set: an id, or `latest` (the newest verified one offsite)."""
-
-    set_id: str = "latest"
-
-
-@dg.op(description="Brings a set back from the offsite place into BACKUP_DIR, every byte checked.")
-def fetch_set(context: dg.OpExecutionContext, config: FetchConfig, estate: Estate) -> None:
-    with as_failure(), estate.services(context.log) as services:
-        entry = fetch(services, offsite_id(services, config.set_id), run_id=context.run.run_id)
-        sync_catalogue(services, context.instance)
-    if entry.set:
-        context.add_output_metadata(set_metadata(entry.set.manifest, str(entry.directory)))
-
-
-@dg.job(name="fetch", executor_def=dg.in_process_executor, description="Bring a set back from the offsite place.")
-def fetch_job() -> None:
-    fetch_set()
 
 
 class BackupNowConfig(dg.Config):

@@ -21,6 +21,8 @@ from scholaria_ops.settings import Settings, load_settings
 #: Tag of a run, and how its value begins, that says which user of which host started it at a shell.
 STARTED_BY = "scholaria/started_by"
 COMMAND_LINE = "command line"
+#: Tag of a job: whose run takes longer than this is given up.
+MAX_RUNTIME_S = {"dagster/max_runtime": str(6 * 3600)}
 #: Set by the command line around a run in its own process, so that its bars and its Ctrl-C reach the operation.
 _progress: ContextVar[Progress | None] = ContextVar("scholaria_ops_progress", default=None)
 

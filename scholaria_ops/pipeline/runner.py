@@ -21,6 +21,8 @@ from scholaria_ops.progress import Progress
 from scholaria_ops.startup import importing
 
 _CONFIG_NAME = "dagster.yaml"
+#: How commands write the history that dagster.yaml keeps in SQLite files: module and class.
+_HISTORY = ("scholaria_ops.pipeline.history", "History")
 #: What the web server calls our repository; with it on a run, the job's page in the UI lists the run.
 _REPOSITORY_TAG = {".dagster/repository": "__repository__@scholaria_ops"}
 
@@ -64,7 +66,10 @@ def _absolute_paths(home: Path) -> dict[str, Any]:
     except yaml.YAMLError as exc:
         raise ConfigError(f"{path} is no valid YAML: {exc}", hint="Correct it; the web server reads it too.") from None
     fixed = _fix(content or {}, home)
-    return {key: fixed[key] for key in ("storage", "local_artifact_storage", "compute_logs") if key in fixed}
+    found = {key: fixed[key] for key in ("storage", "local_artifact_storage", "compute_logs") if key in fixed}
+    if isinstance(found.get("storage"), dict) and "sqlite" in found["storage"]:
+        found["storage"] = {"custom": {"module": _HISTORY[0], "class": _HISTORY[1], "config": found["storage"]["sqlite"]}}
+    return found
 
 
 def _fix(node: Any, home: Path) -> Any:

@@ -10,9 +10,9 @@ from scholaria_ops.catalogue.ids import RESERVATION_VALID
 from scholaria_ops.catalogue.records import Record, Records
 from scholaria_ops.catalogue.sets import Catalogue
 from scholaria_ops.operations.backup import STARTED_BY_SENSOR
-from scholaria_ops.pipeline.jobs import backup_job
 from scholaria_ops.pipeline.partitions import add_partition, known_partitions
 from scholaria_ops.pipeline.resources import Estate
+from scholaria_ops.pipeline.set_jobs import backup_job
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from scholaria_ops.errors import OpsError
+from scholaria_ops.errors import Unhealthy
 
 Level = Literal["ok", "warning", "critical"]
 #: From good to bad.
@@ -54,12 +54,6 @@ def ok(check: str, what: str, **numbers: float) -> Finding:
 def worst(levels: Iterable[Level]) -> Level:
     """The worst of some levels; ok if there is none."""
     return max(levels, key=LEVELS.index, default="ok")
-
-
-class Unhealthy(OpsError):
-    """Health found something that must not stay so."""
-
-    code = "unhealthy"
 
 
 @dataclass(frozen=True, slots=True)
