@@ -9,10 +9,11 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
 from scholaria_ops.catalogue.layout import MANIFEST, id_from_name
 
 _HEAD = 4096
@@ -20,6 +21,7 @@ _HEAD = 4096
 _OURS = b'{\n "format_version": '
 _POSTGRES = ("postgres*.sql.custom", "postgres*.custom", "postgres*.dump", "postgres*.sql.gz", "postgres*.sql")
 _REDIS = ("redis*.rdb.gz", "redis*.rdb", "dump.rdb*")
+_TITLES = {"postgres": "PostgreSQL", "redis": "Redis", "qdrant": "Qdrant"}
 _QDRANT = ("qdrant*.tar.gz", "qdrant*.snapshot*", "qdrant*.tar")
 
 
@@ -33,10 +35,25 @@ class LegacySet:
     qdrant: Path | None
     instant: datetime | None
     unrestorable: str = ""
+    #: Further Qdrant files of the same kind: some versions of the scripts wrote one snapshot per collection.
+    more_qdrant: tuple[Path, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return tuple(f for f in (self.postgres, self.redis, self.qdrant) if f)
+        return tuple(f for f in (self.postgres, self.redis, self.qdrant, *self.more_qdrant) if f)
+
+    def files_of(self, store: StoreName) -> tuple[Path, ...]:
+        """The files of one store; empty if the set has none."""
+        first = {"postgres": self.postgres, "redis": self.redis, "qdrant": self.qdrant}[store]
+        return () if first is None else (first, *(self.more_qdrant if store == "qdrant" else ()))
+
+    def trouble_of(self, store: StoreName) -> str:
+        """Why the data of one store cannot be restored; empty if nothing speaks against it at first sight."""
+        files = self.files_of(store)
+        if not files:
+            return f"no {_TITLES[store]} file"
+        look = {"postgres": _postgres_trouble, "redis": _redis_trouble, "qdrant": _qdrant_trouble}[store]
+        return "; ".join(told for f in files if (told := look(f)))
 
     @property
     def size_bytes(self) -> int:
@@ -48,9 +65,10 @@ def read_legacy(directory: Path) -> LegacySet | None:
     if not _is_legacy(directory):
         return None
     postgres, redis, qdrant = (_first(directory, patterns) for patterns in (_POSTGRES, _REDIS, _QDRANT))
-    reasons = [f"no {name} file" for name, file in (("PostgreSQL", postgres), ("Redis", redis), ("Qdrant", qdrant)) if file is None]
-    reasons += [r for r in (_postgres_trouble(postgres), _redis_trouble(redis), _qdrant_trouble(qdrant)) if r]
-    return LegacySet(directory, postgres, redis, qdrant, _instant(directory), "; ".join(reasons))
+    found = LegacySet(directory, postgres, redis, qdrant, _instant(directory), more_qdrant=_more_qdrant(directory, qdrant))
+    # What is missing first, as that is the worst.
+    reasons = sorted((r for name in STORE_NAMES if (r := found.trouble_of(name))), key=lambda r: not r.startswith("no "))
+    return replace(found, unrestorable="; ".join(reasons))
 
 
 def _is_legacy(directory: Path) -> bool:
@@ -76,6 +94,13 @@ def _first(directory: Path, patterns: tuple[str, ...]) -> Path | None:
     return None
 
 
+def _more_qdrant(directory: Path, first: Path | None) -> tuple[Path, ...]:
+    """The other snapshots, if the first one is a plain snapshot file; an archive of them stands alone."""
+    if first is None or ".snapshot" not in first.name:
+        return ()
+    return tuple(p for p in sorted(directory.glob(_QDRANT[1])) if p.is_file() and not p.is_symlink() and p != first)
+
+
 def _instant(directory: Path) -> datetime | None:
     """The scripts ran in the server's zone, which nothing records: the name is read as UTC, for ordering only."""
     found = id_from_name(directory.name)
@@ -95,9 +120,7 @@ def head_of(path: Path) -> bytes:
         return raw
 
 
-def _postgres_trouble(path: Path | None) -> str:
-    if path is None:
-        return ""
+def _postgres_trouble(path: Path) -> str:
     head = head_of(path)
     if not head:
         return f"{path.name} is empty"
@@ -106,15 +129,13 @@ def _postgres_trouble(path: Path | None) -> str:
     return ""
 
 
-def _redis_trouble(path: Path | None) -> str:
-    if path is None or head_of(path).startswith(b"REDIS"):
+def _redis_trouble(path: Path) -> str:
+    if head_of(path).startswith(b"REDIS"):
         return ""
     return f"{path.name} is no Redis RDB file"
 
 
-def _qdrant_trouble(path: Path | None) -> str:
-    if path is None:
-        return ""
+def _qdrant_trouble(path: Path) -> str:
     head = head_of(path)
     if not head:
         return f"{path.name} is empty"

@@ -41,6 +41,26 @@ class StorePart(Model, Generic[E]):
     warnings: tuple[str, ...] = ()
 
 
+class AdoptedFile(Model):
+    """A file of an old-style set, as it lay there when it was taken over."""
+
+    store: StoreName
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class Adopted(Model):
+    """The old-style set that this one was made from: its evidence was measured when it was adopted, not when it was taken."""
+
+    name: str
+    files: tuple[AdoptedFile, ...]
+
+    def names_of(self, store: StoreName) -> tuple[str, ...]:
+        """Names of the old files of one store."""
+        return tuple(f.name for f in self.files if f.store == store)
+
+
 class Origin(Model):
     """Who or what asked for the set, and which program made it where."""
 
@@ -49,6 +69,8 @@ class Origin(Model):
     requested_by: str
     run_id: str = ""
     note: str = ""
+    #: Set only where the data came from an old-style set.
+    adopted: Adopted | None = None
 
 
 class Manifest(Model):

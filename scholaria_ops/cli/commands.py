@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 #: Command → module beside this one. Importing a module registers its commands.
 MODULES: Mapping[str, str] = {
+    "adopt": "adopt",
     "audit": "audit",
     "backup": "backup",
     "list": "catalogue",

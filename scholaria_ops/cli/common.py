@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
 from scholaria_ops.cli.output import showing_progress
+from scholaria_ops.errors import UsageError
 from scholaria_ops.humane import human_age
 from scholaria_ops.operations.auditing import Actor
 from scholaria_ops.operations.services import Services, make_services
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text")]
 SetArgument = Annotated[str, typer.Argument(metavar="SET", help="`latest` (newest verified), an id, or the path of a set's directory")]
+
+
+def component(text: str) -> StoreName:
+    """A store's name as it was given to ``--component``.
+
+    Raises:
+        UsageError: there is no such store.
+    """
+    for name in STORE_NAMES:
+        if name == text:
+            return name
+    raise UsageError(f"there is no component {text!r}", hint=f"Use {', '.join(STORE_NAMES)}.")
 
 
 def services(progress: Progress | None = None) -> Services:

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
 from scholaria_ops.catalogue.sets import Kind
-from scholaria_ops.cli.common import JsonOption, SetArgument, run, services, when
+from scholaria_ops.cli.common import JsonOption, SetArgument, component, run, services, when
 from scholaria_ops.cli.main import app
 from scholaria_ops.cli.output import emit_json, err, out, plain, print_table, showing_progress
 from scholaria_ops.errors import ConfigError, Refused, UsageError
@@ -26,7 +25,7 @@ from scholaria_ops.stores.live import Effect
 @app.command()
 def restore(
     reference: SetArgument = "latest",
-    component: Annotated[
+    components: Annotated[
         list[str] | None, typer.Option("--component", help="postgres, redis or qdrant; may be given several times")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its consequences; change nothing")] = False,
@@ -58,20 +57,13 @@ def restore(
         _undo(dry_run, force, as_json)
     else:
         options = RestoreOptions(
-            components=tuple(_component(c) for c in component or ()),
+            components=tuple(component(c) for c in components or ()),
             safety=not no_safety,
             qdrant_in_place=qdrant_in_place,
             accept_replication=accept_replication,
             key_actions=dict(_key_action(k) for k in keys or ()),
         )
         _restore(reference, options, source, dry_run=dry_run, force=force, as_json=as_json)
-
-
-def _component(text: str) -> StoreName:
-    for name in STORE_NAMES:
-        if name == text:
-            return name
-    raise UsageError(f"there is no component {text!r}", hint=f"Use {', '.join(STORE_NAMES)}.")
 
 
 def _key_action(text: str) -> tuple[str, KeyAction]:
@@ -92,8 +84,7 @@ def _restore(reference: str, options: RestoreOptions, source: str, *, dry_run: b
         raise ConfigError(f"source {source!r} does not exist", hint="Use local or offsite.")
     with showing_progress() as progress:
         here = services(progress)
-        if source == "offsite":
-            reference = _brought_here(here, reference)
+        reference = _brought_here(here, reference) if source == "offsite" else _adopted(here, reference, options)
         plan = plan_restore(here, live_stores(here, options), reference, options)
     Plans(here.catalogue).show(plan)
     if not as_json:
@@ -153,6 +144,19 @@ def _brought_here(here: Services, reference: str) -> str:
     return set_id
 
 
+def _adopted(here: Services, reference: str, options: RestoreOptions) -> str:
+    """The set to restore: an old-style one is taken over first, which touches no live store."""
+    from scholaria_ops.operations.adopt import AdoptOptions, adopt
+
+    if reference == "latest" or (entry := here.catalogue.find(reference)).kind is not Kind.LEGACY:
+        return reference
+    here.progress.say(f"{entry.name} is an old-style set: it is made a regular one first")
+    found = adopt(here, reference, AdoptOptions(components=options.components))
+    if found.fresh:
+        here.progress.say(f"{entry.name} is adopted, as {found.set.id} (held until you release it)")
+    return found.set.id
+
+
 def _confirm(force: bool, question: str) -> None:
     if force:
         return
@@ -165,9 +169,10 @@ def _confirm(force: bool, question: str) -> None:
 def show_plan(plan: RestorePlan, *, dry_run: bool) -> None:
     """The plan as operators know it, then its consequences."""
     mark = "\\[DRY RUN] Would restore" if dry_run else "Will restore"
-    out.print(f"set {plan.set_id} ({plan.tier}), cut {when(plan.cut_at)}", markup=False)
+    of = f", the data of {plan.adopted.name}" if plan.adopted else ""
+    out.print(f"set {plan.set_id} ({plan.tier}){of}, cut {when(plan.cut_at)}", markup=False)
     for name, store in plan.store_plans().items():
-        out.print(f"{mark} {TITLES[name]} from: {plain(', '.join(store.artifacts))} → {plain(store.target)}")
+        out.print(f"{mark} {TITLES[name]} from: {plain(', '.join(plan.files_of(name)))} → {plain(store.target)}")
     out.print("")
     for number, step in enumerate(steps_of(plan), 1):
         out.print(f"{number:>3}. {step}", markup=False)

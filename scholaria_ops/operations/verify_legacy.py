@@ -6,11 +6,11 @@ import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from scholaria_ops.catalogue.evidence.base import StoreName
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
 from scholaria_ops.catalogue.legacy import LegacySet, head_of, saved_error_message
 from scholaria_ops.errors import ToolFailed, ToolMissing, VerificationFailed
 from scholaria_ops.stores.base import Check, Context
@@ -24,22 +24,23 @@ _BLOCK = 1 << 20
 _DUMP_END = b"PostgreSQL database dump complete"
 
 
-def verify_legacy(legacy: LegacySet, level: str, ctx: Context) -> Iterator[tuple[StoreName | Literal["set"], Check]]:
+def verify_legacy(
+    legacy: LegacySet, level: str, ctx: Context, *, stores: Collection[StoreName] = STORE_NAMES
+) -> Iterator[tuple[StoreName | Literal["set"], Check]]:
     """Checks of an old-style set. Its own checksums, where the scripts wrote any, are honoured."""
     yield "set", _own_checksums(legacy)
-    files: Mapping[StoreName, Path | None] = {"postgres": legacy.postgres, "redis": legacy.redis, "qdrant": legacy.qdrant}
     readers: Mapping[StoreName, Callable[[Path, Context], str]] = {"postgres": _postgres, "redis": _redis, "qdrant": _qdrant}
-    for name, path in files.items():
-        ctx.cancel.check()
-        if path is None:
+    for name in stores:
+        paths = legacy.files_of(name)
+        if not paths:
             yield name, Check("present", False, "the set has no file of this store: it cannot be restored")
-        elif message := saved_error_message(head_of(path)):
-            yield (
-                name,
-                Check("readable", False, f"{path.name} is a saved error message of the server: it cannot be restored. It says: {message}"),
-            )
-        elif level == "readable":
-            yield name, _read(path, readers[name], ctx)
+        for path in paths:
+            ctx.cancel.check()
+            if message := saved_error_message(head_of(path)):
+                told = f"{path.name} is a saved error message of the server: it cannot be restored. It says: {message}"
+                yield name, Check("readable", False, told)
+            elif level == "readable":
+                yield name, _read(path, readers[name], ctx)
 
 
 def _own_checksums(legacy: LegacySet) -> Check:

@@ -142,6 +142,7 @@ def plan_metadata(plan: RestorePlan) -> Metadata:
     return {
         "digest": plan.digest,
         "set": plan.set_id,
+        **({"adopted_from": f"{plan.adopted.name}: {', '.join(f.name for f in plan.adopted.files)}"} if plan.adopted else {}),
         "cut_at": dg.MetadataValue.timestamp(plan.cut_at),
         "valid_until": dg.MetadataValue.timestamp(plan.valid_until),
         "expected_s": round(plan.expected_s, 1),

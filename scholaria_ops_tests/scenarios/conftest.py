@@ -95,6 +95,7 @@ class Installation:
     qdrant: QdrantServer
     bucket: S3Server
     stack: SampleStack
+    tools: Tools
     application: Application
     directory: Path
     settings: dict[str, str]
@@ -174,7 +175,7 @@ def install(sandbox: Sandbox, tools: Tools, tmp_path: Path) -> Iterator[Install]
                 "REDIS_PASSWORD": redis.connection.password.get_secret_value(),
                 "QDRANT_URL": qdrant.connection.url,
             }
-        site = Installation(postgres, redis, qdrant, bucket, stack, application, directory, settings)
+        site = Installation(postgres, redis, qdrant, bucket, stack, tools, application, directory, settings)
         site.write_settings()
         made.append(site)
         return site

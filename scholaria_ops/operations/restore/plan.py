@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,6 +15,7 @@ from pydantic import AwareDatetime
 from scholaria_ops.cancel import CancelToken
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, Model, StoreName
 from scholaria_ops.catalogue.layout import SUMS
+from scholaria_ops.catalogue.manifest import Adopted, Manifest
 from scholaria_ops.catalogue.sets import BackupSet, Catalogue, Entry, Kind
 from scholaria_ops.errors import Cancelled, Refused, UsageError, VerificationFailed
 from scholaria_ops.files import hash_file, make_private_dir
@@ -47,10 +48,16 @@ class RestorePlan(Model):
     #: Consequences that no store can see alone.
     effects: tuple[Effect, ...] = ()
     objections: tuple[Objection, ...] = ()
+    #: The old-style set that the set was made from, if it was.
+    adopted: Adopted | None = None
 
     @property
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    def files_of(self, store: StoreName) -> tuple[str, ...]:
+        """The files that a store is restored from, as the operator knows them: of the old-style set, if it was one."""
+        return (self.adopted.names_of(store) if self.adopted else ()) or self.store_plans()[store].artifacts
 
     def store_plans(self) -> dict[StoreName, StorePlan]:
         """The part of each store's plan that all of them have."""
@@ -89,7 +96,10 @@ def choose(services: Services, reference: str, ctx: Context) -> Entry:
     """
     entry = services.catalogue.find(reference)
     if entry.set is None:
-        raise UsageError(f"{entry.name} cannot be restored: it is {entry.kind}", hint=entry.reason or "Choose a sealed set.")
+        raise UsageError(
+            f"{entry.name} cannot be restored: it is {entry.kind}",
+            hint=f"Take it over first: scholaria-ops adopt {entry.id}" if entry.legacy else entry.reason or "Choose a sealed set.",
+        )
     try:
         hash_check(services, entry, ctx)
     except VerificationFailed as exc:
@@ -144,7 +154,9 @@ def plan_restore(services: Services, live: LiveStores, reference: str, options: 
         stores={name: plan.model_dump(mode="json") for name, plan in plans.items()},
         fence=fence_of(services.settings).describe(),
         after=_after(services),
+        effects=tuple(_adopted_effects(backup_set.manifest, names)),
         objections=_objections(backup_set, services),
+        adopted=backup_set.manifest.origin.adopted,
     )
 
 
@@ -209,6 +221,21 @@ def _objections(backup_set: BackupSet, services: Services) -> tuple[Objection, .
             ),
         )
     return ()
+
+
+def _adopted_effects(manifest: Manifest, names: Iterable[StoreName]) -> Iterator[Effect]:
+    """What nobody can know of an old-style set, said where the restore is weighed."""
+    if (adopted := manifest.origin.adopted) is None:
+        return
+    yield Effect(
+        kind="note",
+        what=f"the data of {adopted.name}",
+        detail=f"no evidence was taken with them: they are compared with what was measured at their adoption, as {manifest.id}; "
+        "whether they are all that the stores held then, nobody can say",
+    )
+    for name in names:
+        part = manifest.part(name)
+        yield from (Effect(kind="note", what=f"{name} of {adopted.name}", detail=line) for line in (part.warnings if part else ()))
 
 
 def _after(services: Services) -> tuple[str, ...]:

@@ -12,6 +12,9 @@ _SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 _MAX_ENCODED = 180
 #: Servers call a snapshot ``<collection>-<peer id>-<year>-<month>-<day>-<hour>-<minute>-<second>.snapshot``, in UTC.
 _STAMP = re.compile(r"-(\d{4})-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.snapshot$")
+_FULL_NAME = re.compile(r"(?P<collection>.+)-\d+" + _STAMP.pattern, re.DOTALL)
+#: What people and scripts call a file, which is no collection's name.
+_NO_NAME = re.compile(r"(?:qdrant|snapshots?|backup|full|storage|[-_.\d])*", re.IGNORECASE)
 
 
 def file_name(collection: str) -> str:
@@ -41,6 +44,14 @@ def stamp_of(snapshot: str) -> datetime | None:
         return datetime(*(int(part) for part in found.groups()), tzinfo=UTC)  # type: ignore[misc,arg-type]
     except ValueError:
         return None
+
+
+def collection_of(snapshot: str) -> str:
+    """The collection that a snapshot's file name tells, as the server or a person named it; empty if it tells none."""
+    if found := _FULL_NAME.match(snapshot):
+        return found["collection"]
+    stem = snapshot.removesuffix(".gz").removesuffix(".snapshot") if ".snapshot" in snapshot else ""
+    return "" if _NO_NAME.fullmatch(stem) else stem
 
 
 def version_tuple(version: str) -> tuple[int, int, int]:
