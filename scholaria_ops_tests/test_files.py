@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from scholaria_ops import hashed
 from scholaria_ops.errors import DiskFull
-from scholaria_ops.files import HashingWriter, append_durably, disk_errors, hash_file, make_private_dir, write_private
+from scholaria_ops.files import HashingWriter, Written, append_durably, disk_errors, hash_file, make_private_dir, write_private
+from scholaria_ops.hashed import hash_unless_known
 
 
 def _mode(path: Path) -> int:
@@ -91,3 +93,27 @@ def test_a_torn_line_does_not_swallow_the_next_one(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b'{"to')
     append_durably(path, b"two")
     assert path.read_bytes().splitlines() == [b"one", b'{"to', b"two"]
+
+
+def test_a_file_is_hashed_again_only_if_it_may_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_private(tmp_path / "f", b"one").path
+    read: list[Path] = []
+
+    def reading(path: Path, **_: object) -> Written:
+        read.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr(hashed, "hash_file", reading)
+    assert hash_unless_known(path).sha256 == hash_unless_known(path).sha256 == hashlib.sha256(b"one").hexdigest()
+    assert len(read) == 2, "written a moment ago: a change in the same tick of the clock would not show"
+    monkeypatch.setattr(hashed, "_SETTLED_S", -1.0)
+    seen: list[int] = []
+    assert hash_unless_known(path).size == hash_unless_known(path, on_bytes=seen.append).size == 3
+    assert (len(read), seen) == (3, [3])
+    before = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert hash_unless_known(path).sha256 == hashlib.sha256(b"two").hexdigest(), "the time of the last write was put back"
+    monkeypatch.setattr(hashed, "_BELIEVED_S", 0.0)
+    hash_unless_known(path)
+    assert len(read) == 5

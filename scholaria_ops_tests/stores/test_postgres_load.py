@@ -327,3 +327,26 @@ def _wrappers(tools: Tools, directory: Path) -> Path:
         (directory / name).write_text(f'#!/bin/sh\nexec env {env} {tools.require_pg(name)} "$@"\n')
         (directory / name).chmod(0o755)
     return directory
+
+
+@pytest.mark.parametrize(
+    ("of_the_set", "of_the_role", "expected"), [({}, "", "lz4"), ({"default_toast_compression": "pglz"}, "", "pglz"), ({}, "pglz", "pglz")]
+)
+def test_long_values_are_loaded_with_lz4_unless_somebody_chose_a_method(
+    target: PostgresServer, context_factory: ContextFactory, tmp_path: Path, of_the_set: dict[str, str], of_the_role: str, expected: str
+) -> None:
+    source = target.connection.with_db("long values")
+    execute(target.connection, 'CREATE DATABASE "long values"')
+    execute(source, "CREATE TABLE t AS SELECT repeat('text ', 2000) AS words")
+    if of_the_role:
+        execute(source, f"ALTER ROLE {source.user} SET default_toast_compression = {of_the_role}")
+    ctx = context_factory()
+    made, _ = make_set(PostgresStore(source), tmp_path / "set", ctx)
+    database = made.evidence.database.model_copy(update={"settings": of_the_set})
+    load = Load(target.connection, "beside", made.evidence.model_copy(update={"database": database}), ctx)
+    try:
+        load_archive(made.dump_path, load)
+        assert ask(target.connection.with_db("beside"), "SELECT pg_column_compression(words) FROM t") == [(expected,)]
+        assert losses(made.store, made.evidence, measure_database(target.connection.with_db("beside"), made.evidence, ctx)) == []
+    finally:
+        execute(target.connection, f"ALTER ROLE {source.user} RESET default_toast_compression")

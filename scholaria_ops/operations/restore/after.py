@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.catalogue.evidence.correspondence import Correspondence
@@ -101,8 +101,8 @@ class After:
             self.services.progress.say(line)
 
     def look(self, backup_set: BackupSet, stores: Sequence[StoreName]) -> Aftermath:
-        """See whether the stores fit together and the application is well, and ask for a fresh backup. Never raises for
-        what it finds: that is said in the result.
+        """See whether the stores fit together and the application is well. Changes nothing, and may go on while the stores
+        finish. Never raises for what it finds: that is said in the result.
         """
         warnings: list[str] = []
         found = self._correspondence(warnings)
@@ -112,7 +112,7 @@ class After:
             warnings.append(f"rows and points fit together less well than when the set was taken: {grown}")
         revision = self._revision(backup_set, stores, warnings)
         healthy = self._healthy(warnings)
-        return Aftermath(found, baseline, revision, healthy, self._fresh_backup(backup_set, warnings), tuple(warnings))
+        return Aftermath(found, baseline, revision, healthy, warnings=tuple(warnings))
 
     def _correspondence(self, warnings: list[str]) -> Correspondence | None:
         try:
@@ -159,10 +159,10 @@ class After:
         )
         return False
 
-    def _fresh_backup(self, backup_set: BackupSet, warnings: list[str]) -> str:
+    def ask_for_backup(self, backup_set: BackupSet, found: Aftermath) -> Aftermath:
+        """Ask for a fresh backup, once the restore is done; returns ``found`` with its id, or with why there is none."""
         request = BackupRequest(note=f"after restoring {backup_set.id}", requested_by=STARTED_BY_SENSOR["restore"])
         try:
-            return reserve(self.services, request)
+            return replace(found, fresh_backup=reserve(self.services, request))
         except OpsError as exc:
-            warnings.append(f"a fresh backup could not be asked for: {exc.message}")
-            return ""
+            return replace(found, warnings=(*found.warnings, f"a fresh backup could not be asked for: {exc.message}"))

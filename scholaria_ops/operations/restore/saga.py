@@ -131,22 +131,18 @@ def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, 
     except BaseException as exc:
         raise _taken_back(run, exc) from exc
     restore_s = time.monotonic() - after_safety
-    kept: list[str] = []
-    for name in run.plan.components:
-        lines = run.live[name].store.finish(run.journals.notebook(run.journal.id, name), run.ctx)
-        for line in lines:
-            run.say(line)
-        # A store that moves its way back while it finishes says where it lies by then.
-        kept += [line for line in lines if " kept in " in line] or run.switched[name].kept
-    run.note(kept=tuple(kept))
     if run.unfenced is not None:
+        run.note(kept=tuple(_finish_all(run)))
         raise RestoreFailed(
             f"the set {run.plan.set_id} is served, but {run.unfenced.message}",
             hint=f"{run.unfenced.hint} Then `scholaria-ops restore --recover` finishes the rest.",
             taken_back=False,
         )
-    run.note(phase="done", ended_at=run.services.now())
-    aftermath = after.look(backup_set, run.plan.components)
+    with ThreadPoolExecutor(1, "look") as pool:
+        looking = pool.submit(after.look, backup_set, run.plan.components)
+        run.note(kept=tuple(_finish_all(run)))
+        run.note(phase="done", ended_at=run.services.now())
+        aftermath = after.ask_for_backup(backup_set, looking.result())
     seconds = {"safety": safety_s, "stage": stage_s, "fenced": run.fenced_s, "restore": restore_s, "total": time.monotonic() - began}
     warnings = (
         *aftermath.warnings,
@@ -210,6 +206,26 @@ def _stage_one(run: _Run, backup_set: BackupSet, name: StoreName, token: CancelT
     except BaseException as exc:
         token.cancel(f"{name}: {exc}")
         raise
+
+
+def _finish_all(run: _Run) -> list[str]:
+    """Side by side: each store clears away what is its own. All are tried; the first failure is raised. Returns what is kept."""
+    with ThreadPoolExecutor(len(STORE_NAMES), "finish") as pool:
+        futures = {name: pool.submit(_finish_one, run, name) for name in run.plan.components}
+    kept: list[str] = []
+    for name, future in futures.items():
+        lines = future.result()
+        for line in lines:
+            run.say(line)
+        # A store that moves its way back while it finishes says where it lies by then.
+        kept += [line for line in lines if " kept in " in line] or run.switched[name].kept
+    return kept
+
+
+def _finish_one(run: _Run, name: StoreName) -> list[str]:
+    scratch = run.ctx.scratch / f"{name}-finish"
+    scratch.mkdir(mode=0o700)
+    return run.live[name].store.finish(run.journals.notebook(run.journal.id, name), replace(run.ctx, scratch=scratch))
 
 
 def _switch_all(run: _Run, after: After, backup_set: BackupSet) -> None:

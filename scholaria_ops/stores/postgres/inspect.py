@@ -9,6 +9,7 @@ from scholaria_ops.catalogue.artifacts import Artifact
 from scholaria_ops.catalogue.evidence.postgres import ArchiveInventory, PostgresEvidence
 from scholaria_ops.errors import ToolFailed, ToolMissing, VerificationFailed
 from scholaria_ops.files import hash_file
+from scholaria_ops.hashed import hash_unless_known
 from scholaria_ops.stores.base import Check, Context
 from scholaria_ops.stores.postgres.agreement import entry_disagreements, row_disagreements, sequence_disagreements
 from scholaria_ops.stores.postgres.archive import read_back
@@ -26,13 +27,14 @@ def require(artifacts: Sequence[Artifact], kind: str) -> Artifact:
     raise VerificationFailed(f"the set has no PostgreSQL artifact of kind {kind!r}", store="postgres")
 
 
-def authenticate(path: Path, artifact: Artifact) -> None:
+def authenticate(path: Path, artifact: Artifact, *, just_hashed: bool = False) -> None:
     """Raise :class:`VerificationFailed` unless the file is byte for byte the one that was sealed.
 
     Always done before a PostgreSQL program reads an archive: a crafted one can run code in unpatched versions.
+    ``just_hashed``: a file that this process hashed a moment ago, and that nobody has touched since, need not be read again.
     """
     try:
-        found = hash_file(path)
+        found = (hash_unless_known if just_hashed else hash_file)(path)
     except OSError as exc:
         raise VerificationFailed(f"{artifact.path} cannot be read: {exc.strerror}", store="postgres") from exc
     if found.sha256 != artifact.sha256:

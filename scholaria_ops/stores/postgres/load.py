@@ -21,6 +21,7 @@ from scholaria_ops.errors import OpsError, Refused, ToolFailed, ToolMissing, Ver
 from scholaria_ops.files import BLOCK
 from scholaria_ops.process import redact
 from scholaria_ops.stores.base import Context, Loaded
+from scholaria_ops.stores.postgres.bulk import session_settings
 from scholaria_ops.stores.postgres.globals_file import plan, statements
 from scholaria_ops.stores.postgres.inspect import authenticate, require
 from scholaria_ops.stores.postgres.names import conninfo_dbname, quoted
@@ -151,11 +152,11 @@ def load_roles(path: Path, load: Load, *, session: Session | None = None, made: 
         load.warnings.append("the set has no password hashes: give the created roles passwords")
 
 
-def load_archive(archive: Path, load: Load, *, session: Session | None = None) -> None:
+def load_archive(archive: Path, load: Load, *, session: Session | None = None, statistics: bool = True) -> None:
     """Create ``load.dbname`` and fill it from ``archive``, whose digest the caller has checked.
 
     The database is dropped again if anything fails. Raises :class:`Refused` if it exists already. ``session`` is used
-    instead of a new one, if given.
+    instead of a new one, if given. Without ``statistics`` the caller has to :func:`analyze`.
     """
     with _session(load, session) as using:
         _require_absent(using, load.dbname)
@@ -168,12 +169,18 @@ def load_archive(archive: Path, load: Load, *, session: Session | None = None) -
             with load.phase("properties"):
                 for statement in database_statements(archive, load):
                     _run(using, statement)
-            with load.phase("analyze"), open_session(load.connection.with_db(load.dbname), cancel=load.ctx.cancel) as inside:
-                inside.execute("ANALYZE")
+            if statistics:
+                analyze(load)
         except BaseException:
             _drop(load)
             raise
     load.ctx.progress.finish(TASK, f"{load.evidence.rows:,} rows in {sum(load.seconds.values()):.1f} s")
+
+
+def analyze(load: Load) -> None:
+    """Collect the statistics of what was loaded: without them the first queries may take plans that never end."""
+    with load.phase("analyze"), open_session(load.connection.with_db(load.dbname), cancel=load.ctx.cancel) as inside:
+        inside.execute("ANALYZE")
 
 
 def _session(load: Load, given: Session | None) -> contextlib.AbstractContextManager[Session]:
@@ -261,13 +268,14 @@ def _pg_restore(archive: Path, load: Load) -> None:
     options = ["--format=custom", "--exit-on-error", f"--jobs={load.jobs}", "--no-password", f"--dbname={conninfo_dbname(load.dbname)}"]
     with open_session(load.connection, cancel=load.ctx.cancel) as session:
         have = {name for (name,) in session.rows("SELECT spcname::text FROM pg_tablespace")}
+        settings = session_settings(session, load.evidence)
     if absent := sorted(set(load.evidence.database.tablespaces) - have):
         options.append("--no-tablespaces")
         load.warnings.append(f"the target lacks the tablespaces {', '.join(absent)}: everything is in the default one")
     if load.evidence.replication.subscriptions and not load.subscriptions:
         options.append("--no-subscriptions")
         load.warnings.append(f"subscriptions were not made: {', '.join(load.evidence.replication.subscriptions)}")
-    with load.programs.with_server("pg_restore", [*options, str(archive.resolve())], load.connection) as running:
+    with load.programs.with_server("pg_restore", [*options, str(archive.resolve())], load.connection, settings=settings) as running:
         for _ in running.chunks(BLOCK):
             pass  # it writes nothing; this waits for its end and honours cancellation
         try:

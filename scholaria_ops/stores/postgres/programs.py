@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -45,10 +45,17 @@ class Programs:
         return _asked(self.tools.require_pg(name), tuple(sorted(self.tools.pg_env.items())))
 
     @contextlib.contextmanager
-    def with_server(self, name: str, options: Sequence[str], connection: PostgresConnection) -> Iterator[Pipe]:
-        """Run a program against a server; its output is a stream. The password goes through the environment only."""
+    def with_server(
+        self, name: str, options: Sequence[str], connection: PostgresConnection, *, settings: Mapping[str, str] | None = None
+    ) -> Iterator[Pipe]:
+        """Run a program against a server; its output is a stream. The password goes through the environment only.
+
+        ``settings`` hold for the program's sessions; their values are words without spaces.
+        """
         password = connection.password.get_secret_value()
         env = {**connection.libpq_env(), **self.tools.pg_env, "LC_ALL": "C"}
+        if settings:
+            env["PGOPTIONS"] = " ".join(f"-c {name}={value}" for name, value in settings.items())
         with named(), pipe([str(self.tools.require_pg(name)), *options], env=env, secrets=[password], cancel=self.cancel) as running:
             _enlarge(running.stdout)
             yield running

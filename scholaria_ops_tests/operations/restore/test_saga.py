@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from scholaria_ops import hashed
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
 from scholaria_ops.catalogue.layout import SUMS
 from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.errors import Busy, Refused, UsageError, VerificationFailed
+from scholaria_ops.files import Written, hash_file
 from scholaria_ops.operations.restore import journal as journal_module
 from scholaria_ops.operations.restore.after import After, Aftermath, HookFailed
 from scholaria_ops.operations.restore.fence import FenceFailed
@@ -45,6 +47,7 @@ def _no_aftermath(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(After, "before_switch", lambda *_: None)
     monkeypatch.setattr(After, "_raise_sequences", lambda *_: None)
     monkeypatch.setattr(After, "look", lambda *_: Aftermath())
+    monkeypatch.setattr(After, "ask_for_backup", lambda _self, _set, found: found)
 
 
 @dataclass
@@ -110,7 +113,8 @@ def test_a_restore_stages_all_then_switches_all_and_qdrant_last(bench: BenchFact
     report = here.execute()
     assert here.served == [here.set_id] * 3
     assert sorted(here.steps[:3]) == ["postgres stage", "qdrant stage", "redis stage"]
-    assert here.steps[3:] == [*(f"{n} switch" for n in STORE_NAMES), *(f"{n} finish" for n in STORE_NAMES)]
+    assert here.steps[3:6] == [f"{n} switch" for n in STORE_NAMES]
+    assert sorted(here.steps[6:]) == sorted(f"{n} finish" for n in STORE_NAMES)
     assert here.writers == "running"
     assert report.journal.kept == ("old of postgres", "old of redis", "old of qdrant")
     assert report.journal.seconds["fenced"] > 0
@@ -375,3 +379,24 @@ def test_a_notebook_keeps_what_was_written_and_refuses_what_it_did_not_write(tmp
 def test_the_journal_is_open_in_every_phase_that_leaves_something_to_do() -> None:
     phases = Journal.model_fields["phase"].annotation.__args__  # type: ignore[union-attr]
     assert set(phases) - journal_module.OPEN == {"done", "rolled_back", "undone", "discarded"}
+
+
+def test_what_a_plan_has_hashed_is_not_read_again_unless_it_was_touched(bench: BenchFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = bench()
+    directory = here.services.catalogue.find(here.set_id).directory
+    monkeypatch.setattr(hashed, "_SETTLED_S", 0.0)
+    read: list[str] = []
+
+    def reading(path: Path, **options: Any) -> Written:
+        read.append(path.name)
+        return hash_file(path, **options)
+
+    monkeypatch.setattr(hashed, "hash_file", reading)
+    plan = here.plan()
+    assert sorted(read) == sorted(p.name for p in directory.rglob("*") if p.is_file() and p.name != SUMS)
+    read.clear()
+    dump = next(directory.glob("postgres_*.sql.custom"))
+    flip(dump)
+    with pytest.raises(VerificationFailed, match="is not what was sealed"):
+        execute(here.services, here.live, plan)
+    assert read == [dump.name]

@@ -11,7 +11,7 @@ from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import AuthenticationFailed, OpsError, Refused, StoreError, StoreUnavailable
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Need, Objection, Source, StorePlan
-from scholaria_ops.stores.postgres import inventory
+from scholaria_ops.stores.postgres import bulk, inventory
 from scholaria_ops.stores.postgres.globals_file import plan as plan_roles
 from scholaria_ops.stores.postgres.inspect import require
 from scholaria_ops.stores.postgres.live.effects import comparable_mark, effects
@@ -72,7 +72,7 @@ def make_plan(
             artifacts=tuple(require(source.artifacts, kind).path for kind in ("dump", "globals")),
             target=connection.where,
             identity=identity or "",
-            steps=tuple(_steps(connection.dbname, live, missing, jobs)),
+            steps=tuple(_steps(connection.dbname, live, missing, f"{jobs} jobs{bulk.describe(session, evidence)}")),
             effects=tuple(consequences),
             needs=(need,),
             objections=tuple(against),
@@ -166,11 +166,11 @@ def _notes(found: Situation) -> Iterator[Effect]:
         yield Effect(kind="note", what="replication", detail=sentence)
 
 
-def _steps(dbname: str, live: Database | None, missing: tuple[str, ...], jobs: int) -> Iterator[str]:
+def _steps(dbname: str, live: Database | None, missing: tuple[str, ...], means: str) -> Iterator[str]:
     side, before = (beside(dbname, word, "<id of the restore>") for word in ("restore", "before"))
     if missing:
         yield f"create the roles that are missing: {', '.join(missing)}"
-    yield f"load the dump into a new database {side} with {jobs} jobs, and collect its statistics"
+    yield f"load the dump into a new database {side} with {means}, and collect its statistics"
     yield "compare it with the evidence of the set: every table's rows and content, sequences, definitions, grants, settings"
     if live:
         yield (f"let nobody into {dbname}, end its sessions, and in one transaction rename it to {before} and {side} to {dbname}")
