@@ -5,6 +5,8 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Tests wait for servers as much as they compute. Every worker has servers of its own: about a gigabyte of memory.
+WORKERS := $(shell n=$$(nproc); echo $$((n < 3 ? 3 : n > 8 ? 8 : n)))
 export DAGSTER_HOME := $(CURDIR)
 
 .PHONY: help setup demo ui stop test lint bench clean
@@ -36,7 +38,7 @@ lint: setup
 	$(VENV)/bin/lint-imports --no-cache
 
 test: lint ## Lints, strict types and the whole suite on real servers
-	$(PY) -m pytest -n 3 --dist loadfile
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 bench: setup ## Measure time and memory against doing it by hand (30 minutes, 40 GB of disk; BENCH=--quick looks whether it works)
 	@exec $(PY) -m benchmarks $(BENCH)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,24 @@ from scholaria_ops.stores.base import Context
 from scholaria_ops_tests.operations.support import services_for, take
 
 ContextFactory = Callable[..., Context]
+
+
+def pytest_configure() -> None:
+    """Where a script's "&" has SIGINT ignored, go on ignoring it, but do not hand that on: programs inherit an ignored signal,
+
+    and give a handled one its default action. Dagster's servers, for one, then ignore SIGTERM as well.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda _number, _frame: None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow modules first, the slowest first: one that begins last keeps everybody waiting."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        if slow := item.get_closest_marker("slow"):
+            seconds[item.path] += slow.args[0]
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def _bench(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks", *arguments]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 @pytest.mark.timeout(400)  # about half a minute on two idle cores
 def test_every_case_runs_and_the_report_keeps_what_people_wrote(tmp_path: Path, tools: Tools) -> None:
     report, work = tmp_path / "benchmarks.md", tmp_path / "work"

@@ -129,7 +129,7 @@ def test_a_probe_that_cannot_start_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "nothing.json").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 @pytest.mark.timeout(600)  # about a minute on two idle cores
 def test_restores_are_measured_from_inside_and_outside_and_nothing_is_left(tmp_path: Path, tools: Tools) -> None:
     report, work = tmp_path / "benchmarks.md", tmp_path / "work"

@@ -34,7 +34,9 @@ def main() -> int:
     def interrupted(signum: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(signum).name)
 
-    signal.signal(signal.SIGTERM, interrupted)
+    # SIGINT too, which a script's "&" has ignored: Dagster's servers inherit that, and give SIGTERM the action that SIGINT has.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, interrupted)
     try:
         verbs[sys.argv[1]](Place(project() / ".demo"))
     except KeyboardInterrupt:

@@ -53,7 +53,7 @@ def _seal_killed_at(root: Path, step: int) -> tuple[int, str]:
     return finished.returncode, finished.stdout.decode().strip()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(7)
 def test_f06_killed_at_each_step_the_catalogue_is_as_before_or_as_after(tmp_path: Path) -> None:
     code, steps = _seal_killed_at(tmp_path / "whole", 10_000)
     assert code == 0

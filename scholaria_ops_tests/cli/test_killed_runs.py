@@ -38,7 +38,7 @@ def _gone(daemon: Daemon) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(6)
 @pytest.mark.parametrize("delay_s", [0.0, 0.15, 0.3, 0.5, 0.8, 1.2])
 def test_f04_f46_f83_killed_at_any_moment_the_next_run_cleans_up(
     ops: Command, home: Path, env_file: Path, sample_stack: SampleStack, tmp_path: Path, delay_s: float
@@ -60,7 +60,7 @@ def test_f04_f46_f83_killed_at_any_moment_the_next_run_cleans_up(
     assert [p for d in (".scratch", ".staging", ".trash") if (backups / d).exists() for p in (backups / d).iterdir()] == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(6)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("delay_s", [0.0, 0.4, 1.0])
 def test_f83_a_stopped_run_takes_everything_back_itself_and_says_so(

@@ -79,7 +79,7 @@ class Containers:
         return run(words, env=self.environment, cwd=self.state, check=check)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90)
 @pytest.mark.timeout(600)
 def test_the_services_commands_work_on_postgresql_and_a_stopped_one_lets_its_run_end(
     tmp_path: Path, run_directory: Path, history: dict[str, str], settings_file: Path

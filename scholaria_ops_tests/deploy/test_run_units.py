@@ -70,7 +70,7 @@ def _stop(services: Services, name: str) -> None:
     services.stop(name, whole_group=True, limit_s=float(service["TimeoutStopSec"][0]), clean=clean)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90)
 @pytest.mark.timeout(600)
 def test_the_units_command_lines_come_up_take_a_backup_and_end_in_time(tmp_path: Path, run_directory: Path, settings_file: Path) -> None:
     host = Host(tmp_path, run_directory, settings_file)

@@ -188,7 +188,7 @@ def _until(true: Callable[[], bool], seconds: float = 150) -> None:
         time.sleep(1)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @pytest.mark.timeout(400)
 def test_f81_a_real_daemon_makes_it_green_and_a_schedule_switched_off_red_again(served: tuple[Path, int], settings: Settings) -> None:
     home, _ = served

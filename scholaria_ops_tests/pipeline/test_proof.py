@@ -51,7 +51,7 @@ def output(instance: dg.DagsterInstance, run_id: str) -> dict[str, Any]:
     raise AssertionError("the step gave nothing")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @pytest.mark.timeout(600)
 def test_the_drill_proves_the_set_and_fills_its_cell(instance: dg.DagsterInstance, shipped: str, run: JobRunner) -> None:
     told = output(instance, run("disaster_drill"))
@@ -64,7 +64,7 @@ def test_the_drill_proves_the_set_and_fills_its_cell(instance: dg.DagsterInstanc
     assert event.asset_materialization.metadata["rto_s"].value == told["rto_s"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @pytest.mark.timeout(600)
 def test_rereading_tells_what_it_read_and_fails_on_what_cannot_be_mended(
     instance: dg.DagsterInstance, shipped: str, run: JobRunner, endpoint: S3Server, tmp_path: Path

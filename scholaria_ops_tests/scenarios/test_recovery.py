@@ -13,7 +13,7 @@ import redis
 
 from scholaria_ops_tests.scenarios.conftest import STORES, Install, Installation
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(20), pytest.mark.timeout(600)]
 
 
 def served(qdrant: Any) -> dict[str, Any]:

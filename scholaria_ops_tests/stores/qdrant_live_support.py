@@ -22,7 +22,7 @@ from scholaria_ops.stores.qdrant import QdrantStore
 from scholaria_ops.stores.qdrant.live.marks import note
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of
 from scholaria_ops.stores.qdrant.rest import Rest, at
-from scholaria_ops_tests.stores.qdrant_support import MIXED, MIXED_CONFIG, document, mixed, upsert
+from scholaria_ops_tests.stores.qdrant_support import MIXED, MIXED_CONFIG, document, mixed, plain_config, upsert
 
 #: An application says ``context_items`` (an alias) and ``mixed`` (a collection).
 ALIASED = "documents_v1"
@@ -56,7 +56,7 @@ def seed_two(connection: QdrantConnection, *, points: int = 200, seed: int = 11)
     """Two collections: one behind two aliases, one that is called by its own name."""
     source = random.Random(seed)
     with Rest(connection) as rest:
-        rest.put(at(ALIASED), {"vectors": {"size": SIZE, "distance": "Cosine"}})
+        rest.put(at(ALIASED), plain_config(SIZE))
         rest.put(at(ALIASED, "index"), {"field_name": "context_id", "field_schema": "integer"}, wait="true")
         upsert(rest, ALIASED, [document(source, n, SIZE) for n in range(1, points + 1)])
         rest.put(at(PLAIN), MIXED_CONFIG)

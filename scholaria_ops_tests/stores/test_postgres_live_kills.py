@@ -34,7 +34,7 @@ from scholaria_ops_tests.stores.postgres_live_support import (
 )
 from scholaria_ops_tests.stores.postgres_support import MadeSet, database, emptied, execute, make_set
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow(4), pytest.mark.timeout(900)]
 NAME = "killed"
 
 

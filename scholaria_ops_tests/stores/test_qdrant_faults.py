@@ -32,6 +32,7 @@ from scholaria_ops_tests.stores.qdrant_support import (
     is_download,
     is_snapshot_post,
     open_entries,
+    plain_config,
     proxy,
     seed_documents,
     snapshots_left,
@@ -379,7 +380,7 @@ def test_the_first_failure_is_told_when_one_collection_fails_while_another_is_un
     server = box.qdrant(name="qdrant-two")
     seed_documents(server.connection, points=20)
     with Rest(server.connection) as rest:
-        rest.put(at("a first one"), {"vectors": {"size": 2, "distance": "Dot"}})
+        rest.put(at("a first one"), plain_config(2))  # the smaller one comes first
 
     def rule(exchange: Exchange) -> bool:
         if is_download(exchange):

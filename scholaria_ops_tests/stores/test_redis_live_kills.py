@@ -59,7 +59,7 @@ def killed(server: RedisServer, backup: Backup, notebook: DiskNotebook, ctx: Con
     reap(ctx.scratch)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(8)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_killed_at_any_write_of_the_notebook_everything_is_as_it_was_after_rolling_back(
@@ -75,7 +75,7 @@ def test_killed_at_any_write_of_the_notebook_everything_is_as_it_was_after_rolli
         assert fresh.roll_back(DiskNotebook(place), context_factory()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(8)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_killed_while_finishing_or_undoing_the_next_one_brings_it_to_its_end(

@@ -153,7 +153,7 @@ def test_the_report_is_kept_for_others(site: Services) -> None:
     assert oct(kept_path(site.catalogue.layout).stat().st_mode & 0o777) == "0o600"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(12)
 @pytest.mark.timeout(600)
 def test_ten_thousand_sets_are_judged_quickly(tmp_path: Path) -> None:
     services = make_services(load_settings({"BACKUP_DIR": str(tmp_path / "b"), **NOBODY}))

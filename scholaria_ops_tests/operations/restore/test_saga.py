@@ -307,7 +307,7 @@ def _killed(here: Bench, write: int, action: Callable[[], object]) -> int:
     return process.exitcode
 
 
-@pytest.mark.slow
+@pytest.mark.slow(6)
 def test_killed_at_every_durable_step_the_next_command_leaves_all_old_or_all_new(bench: BenchFactory, tmp_path: Path) -> None:
     here = bench()
     old = new = 0
@@ -329,7 +329,7 @@ def test_killed_at_every_durable_step_the_next_command_leaves_all_old_or_all_new
     assert new >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(6)
 def test_killed_at_every_durable_step_of_an_undo_the_next_command_carries_it_on(bench: BenchFactory, tmp_path: Path) -> None:
     here = bench()
     for write in range(1, 40):

@@ -41,7 +41,7 @@ def roll_back(connection: QdrantConnection, notebook: Notebook, ctx: Context) ->
         raise Refused("what was kept for going back has been removed", hint="Restore a backup set instead.", store="qdrant")
     first = begun.state not in {"rolling_back", "rolled_back"}
     with Rest(connection, cancel=ctx.cancel) as rest:
-        wait_for_stragglers(rest, {*begun.made, *begun.pouring}, ctx)
+        wait_for_stragglers(rest, {*(name for name in begun.made if not begun.finished(name)), *begun.pouring}, ctx)
         lines: list[str] = []
         live, aliases = set(collections_of(rest)), aliases_of(rest)
         # Told once, and written down before the marks go: without its mark an old collection would pass for a new one.
