@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,3 +49,35 @@ CHUNK_ID = "id"
 CHUNK_COLUMNS = {"content": "content", "context_id": "context_id"}
 #: The collection's names, as one or the other version of the application calls it.
 COLLECTIONS = ("scholaria_documents", "context_items")
+
+
+@dataclass(frozen=True, slots=True)
+class RowKind:
+    """A table whose rows queued tasks speak of: what people call a row, and the sequence that gives out its ids."""
+
+    noun: str
+    table: str
+    key: str
+    sequence: str
+
+
+_CONTEXT = RowKind("context", "public.rag_context", "id", "public.rag_context_id_seq")
+_ITEM = RowKind("context item", CHUNK_TABLE, CHUNK_ID, "public.rag_contextitem_id_seq")
+_TOPIC = RowKind("topic", "public.rag_topic", "id", "public.rag_topic_id_seq")
+_USER = RowKind("user", "public.auth_user", "id", "public.auth_user_id_seq")
+
+#: A named argument of any task → whose id it is.
+TASK_NAMED: Mapping[str, RowKind] = {
+    "context_id": _CONTEXT,
+    "context_item_id": _ITEM,
+    "item_id": _ITEM,
+    "topic_id": _TOPIC,
+    "user_id": _USER,
+}
+#: Last part of a task's name → whose ids its unnamed arguments are, in order. Other tasks' unnamed arguments are not judged.
+TASK_UNNAMED: Mapping[str, tuple[RowKind, ...]] = {
+    "process_document": (_CONTEXT,),
+    "ingest_document": (_CONTEXT,),
+    "embed_context_item": (_ITEM,),
+    "regenerate_embedding": (_ITEM,),
+}

@@ -501,6 +501,7 @@ def test_tasks_are_read_whatever_they_look_like() -> None:
     )
     assert (task.name, task.id, task.mentions) == ("app.ingest", "u-1", (41, 42, 43, 44))
     assert task.args.startswith("41, '42'")
+    assert (task.unnamed, task.named) == ((41, 42, None), {"context_id": 44}), "whose ids they are is for the profile to say"
     unacked = json.dumps([json.loads(celery_message("app.ingest", "u-2", [7])), "", "celery"])
     assert decode(0, "unacked", unacked.encode()).mentions == (7,)
     old = json.dumps({"body": json.dumps({"task": "t", "id": "u-3", "args": [5], "kwargs": {}}), "headers": {}, "properties": {}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from scholaria_ops.catalogue.evidence.base import StoreName
@@ -14,6 +14,7 @@ from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.errors import OpsError, StoreError, ToolFailed
 from scholaria_ops.operations.backup import STARTED_BY_SENSOR, BackupRequest, reserve
 from scholaria_ops.operations.correspondence import correspondence, largest_point
+from scholaria_ops.operations.restore.tasks import Waiting, report_lines, without_row
 from scholaria_ops.operations.services import Services
 from scholaria_ops.process import run
 from scholaria_ops.profiles.scholaria import CHUNK_ID, CHUNK_TABLE
@@ -54,6 +55,9 @@ class After:
     ctx: Context
     #: Sequence → the largest id that the database which is replaced has given out.
     given_out: dict[str, int] = field(default_factory=dict)
+    #: The queued tasks that there will be.
+    tasks: Callable[[], Waiting | None] = lambda: None
+    told: list[str] = field(default_factory=list)
 
     def before_switch(self, stores: Sequence[StoreName]) -> None:
         """Remember which ids the live database has given out: queued tasks, points and people may know them."""
@@ -74,6 +78,7 @@ class After:
         """
         if "postgres" in stores:
             self._raise_sequences()
+        self._judge_tasks()
         argv = shlex.split(self.services.settings.restore_hook)
         if not argv:
             return
@@ -90,6 +95,18 @@ class After:
             ) from exc
         self.services.progress.say(f"ran {argv[0]}")
 
+    def _judge_tasks(self) -> None:
+        """Name the queued tasks whose rows are not there. They are told, not touched: what they are worth is for people to say."""
+        try:
+            if found := self.tasks():
+                missing = without_row(self.services.settings.postgres_restore, found.tasks, cancel=self.services.cancel)
+                self.told += report_lines(missing, found)
+        except OpsError as exc:
+            self.services.cancel.check()
+            self.told.append(f"queued tasks could not be compared with the rows: {exc.message}")
+        for line in self.told:
+            self.services.progress.say(line)
+
     def _raise_sequences(self) -> None:
         settings = self.services.settings
         raised = raise_all(settings.postgres_restore, self.given_out, cancel=self.services.cancel)
@@ -104,7 +121,7 @@ class After:
         """See whether the stores fit together and the application is well. Changes nothing, and may go on while the stores
         finish. Never raises for what it finds: that is said in the result.
         """
-        warnings: list[str] = []
+        warnings = list(self.told)
         found = self._correspondence(warnings)
         baseline = backup_set.manifest.correspondence
         if found is not None and (worse := found.worse_than(baseline)):

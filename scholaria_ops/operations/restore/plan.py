@@ -23,6 +23,7 @@ from scholaria_ops.operations.restore.fence import fence_of
 from scholaria_ops.operations.restore.journal import replace_file
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.restore.options import RestoreOptions
+from scholaria_ops.operations.restore.tasks import planned_effects
 from scholaria_ops.operations.services import Services
 from scholaria_ops.operations.verify import hash_check
 from scholaria_ops.stores.base import Context
@@ -141,6 +142,11 @@ def plan_restore(services: Services, live: LiveStores, reference: str, options: 
         backup_set = _set_of(entry)
         names = _components(backup_set, options.components)
         plans = _store_plans(live, backup_set, names, ctx)
+        postgres = backup_set.manifest.postgres if "postgres" in names else None
+        effects = [
+            *_adopted_effects(backup_set.manifest, names),
+            *planned_effects(live, plans, postgres.evidence if postgres else None, services.settings.postgres, ctx),
+        ]
     now = services.now()
     return RestorePlan(
         set_id=backup_set.id,
@@ -154,7 +160,7 @@ def plan_restore(services: Services, live: LiveStores, reference: str, options: 
         stores={name: plan.model_dump(mode="json") for name, plan in plans.items()},
         fence=fence_of(services.settings).describe(),
         after=_after(services),
-        effects=tuple(_adopted_effects(backup_set.manifest, names)),
+        effects=tuple(effects),
         objections=_objections(backup_set, services),
         adopted=backup_set.manifest.origin.adopted,
     )

@@ -27,6 +27,7 @@ from scholaria_ops.operations.restore.journal import Journal, Journals
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.restore.plan import RestorePlan, choose, refuse_objections, require_fresh, source_of, typed_plans
 from scholaria_ops.operations.restore.recover import recover, take_back
+from scholaria_ops.operations.restore.tasks import waiting
 from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Staged, StorePlan, Switched
@@ -122,7 +123,7 @@ def execute(services: Services, live: LiveStores, plan: RestorePlan, *, run_id: 
 
 
 def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, after_safety: float) -> RestoreReport:
-    after = After(run.services, run.ctx)
+    after = After(run.services, run.ctx, tasks=lambda: waiting(run.live, run.plans, run.ctx))
     try:
         _stage_all(run, backup_set)
         run.note(phase="staged")

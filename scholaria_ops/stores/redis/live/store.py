@@ -73,6 +73,11 @@ class RedisLive:
         with loaded_scratch(source.directory / artifact.path, artifact, ctx, databases=databases) as scratch:
             return queued_tasks(scratch.wire, list(scratch.keyspace()), self._classes, ctx.cancel)
 
+    def waiting_tasks(self, ctx: Context) -> list[QueuedTask]:
+        """Every task that waits in the live server's queues now. Reads only."""
+        with self._link.wire(ctx) as wire:
+            return queued_tasks(wire, list(look(wire).keyspace), self._classes, ctx.cancel)
+
     def stage(self, plan: RedisPlan, source: Source[RedisEvidence], notebook: Notebook, ctx: Context) -> Staged:
         journal = Journal(notebook)
         crossings.refuse(plan.objections)

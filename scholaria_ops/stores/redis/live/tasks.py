@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scholaria_ops.cancel import CancelToken
@@ -28,6 +28,9 @@ class QueuedTask(Model):
     name: str
     args: str
     mentions: tuple[int, ...] = ()
+    #: The same numbers in their places: of each unnamed argument (none where it is no number), and by the argument's name.
+    unnamed: tuple[int | None, ...] = ()
+    named: Mapping[str, int] = {}
 
 
 def queued_tasks(wire: Wire, databases: list[int], classes: Classes, cancel: CancelToken) -> list[QueuedTask]:
@@ -82,7 +85,16 @@ def decode(db: int, queue: str, message: bytes) -> QueuedTask:
     shown = _shown(args, kwargs)
     if not shown and headers.get("argsrepr"):
         shown = str(headers["argsrepr"])
-    return QueuedTask(db=db, queue=queue, id=task_id, name=name, args=shown[:_SHOWN], mentions=tuple(sorted(set(_numbers([args, kwargs])))))
+    return QueuedTask(
+        db=db,
+        queue=queue,
+        id=task_id,
+        name=name,
+        args=shown[:_SHOWN],
+        mentions=tuple(sorted(set(_numbers([args, kwargs])))),
+        unnamed=tuple(_number(a) for a in args) if isinstance(args, list) else (),
+        named={str(k): n for k, v in kwargs.items() if (n := _number(v)) is not None} if isinstance(kwargs, dict) else {},
+    )
 
 
 def _shown(args: Any, kwargs: Any) -> str:
@@ -107,6 +119,11 @@ def _body(envelope: dict[str, Any]) -> Any:
         return json.loads(base64.b64decode(body, validate=True))
     except binascii.Error as exc:
         raise ValueError(str(exc)) from exc
+
+
+def _number(value: Any) -> int | None:
+    """A single whole number, be it as text."""
+    return None if isinstance(value, (dict, list)) else next(_numbers(value), None)
 
 
 def _numbers(value: Any) -> Iterator[int]:
