@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seconds: Counter[Path] = Counter()
     for item in items:
         if slow := item.get_closest_marker("slow"):
-            seconds[item.path] += slow.args[0]
+            seconds[item.path] += slow.args[0] if slow.args else 10
     items.sort(key=lambda item: -seconds[item.path])
 
 

@@ -12,7 +12,7 @@ from scholaria_ops_tests.operations import old_style
 from scholaria_ops_tests.operations.old_style import OLD_ID, OLD_NAME
 from scholaria_ops_tests.scenarios.conftest import Install, Installation
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow(30), pytest.mark.timeout(900)]
 
 #: Every table's content, whatever the order of its rows.
 _TABLES = ("auth_user", "rag_topic", "rag_context", "rag_topic_contexts", "rag_contextitem", "rag_questionhistory", "alembic_version")
