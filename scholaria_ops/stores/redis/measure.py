@@ -63,6 +63,11 @@ def _number(digest: bytes) -> int:
     return int.from_bytes(digest, "big")
 
 
+def key_of(command: Sequence[bytes]) -> bytes:
+    """The key that a command of the stream speaks of (neither SELECT nor FUNCTION)."""
+    return command[2] if command[0] == b"XGROUP" else command[1]
+
+
 class _Aggregate:
     """Accumulates the commands of one key that is not a plain string."""
 
@@ -176,7 +181,7 @@ class Measure:
     def _other_command(self, command: list[bytes], pending: Pending) -> Pending:
         name = command[0]
         if name in _CONTINUES:
-            key = command[2] if name == b"XGROUP" else command[1]
+            key = key_of(command)
             if not (isinstance(pending, _Aggregate) and pending.key == key):
                 self._finish(pending, 0)
                 pending = _Aggregate(key, _TYPES.get(name, "stream"))

@@ -162,6 +162,15 @@ class Scratch:
         finally:
             os.close(fd)
 
+    @contextlib.contextmanager
+    def written(self) -> Iterator[CommandFile]:
+        """The commands that were written last, once more from their beginning."""
+        fd = self._open_commands()
+        try:
+            yield CommandFile(self, fd)
+        finally:
+            os.close(fd)
+
     def _open_commands(self) -> int:
         data = self.server.directory / "data"
         while True:
