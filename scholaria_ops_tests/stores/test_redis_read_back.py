@@ -49,7 +49,7 @@ def arrived(tools: Tools, tmp_path: Path, context_factory: ContextFactory) -> It
         fill(source, small=900)
         # Large enough to be hash tables, whose order differs from server to server.
         commands(source, ("HSET", "table", *(part for i in range(700) for part in (f"field {i}", f"value {i}"))))
-        commands(source, ("ZADD", "ranks", *(part for i in range(300) for part in (i / 7, f"member {i}"))))
+        commands(source, ("ZADD", "ranks", *(part for i in range(300) for part in (str(i / 7), f"member {i}"))))
         commands(
             source, ("DEBUG", "SET-ACTIVE-EXPIRE", "0"), ("SET", "soon", "gone", "PXAT", now_ms() + 1), ("SET", "large", "x" * 3_000_000)
         )

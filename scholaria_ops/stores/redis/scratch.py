@@ -49,12 +49,14 @@ class Scratch:
     """A private server for one RDB. Use as a context manager; :meth:`spool`, :meth:`load`, then :meth:`commands`.
 
     The server runs before there is an RDB, so that it costs no time at the cut. Loading needs as much memory as the
-    source uses; on disk the RDB lies uncompressed, and beside it the commands (up to twice its size).
+    source uses; on disk the RDB lies uncompressed, and beside it the commands (up to twice its size). With ``compress``
+    off an RDB of the scratch server's own is written without compression, for whoever compresses it himself.
     """
 
-    def __init__(self, ctx: Context, *, databases: int | None = None, label: str = "redis-scratch") -> None:
+    def __init__(self, ctx: Context, *, databases: int | None = None, label: str = "redis-scratch", compress: bool = True) -> None:
         self._cancel: CancelToken = ctx.cancel
         self._databases = min(max(databases or _MANY_DATABASES, 16), _MAX_DATABASES)
+        self._compress = compress
         self._box = Sandbox(ctx.scratch, ctx.tools, label=label, cancel=ctx.cancel)
         self._stack = contextlib.ExitStack()
         self.seconds: dict[str, float] = {}
@@ -75,6 +77,7 @@ class Scratch:
                     "aof-load-truncated": "no",
                     "aof-timestamp-enabled": "no",
                     "aof-rewrite-incremental-fsync": "no",
+                    "rdbcompression": "yes" if self._compress else "no",
                     "auto-aof-rewrite-percentage": "0",
                     # Bytes from a file are not trusted to be what a Redis wrote; measured: no slower.
                     "sanitize-dump-payload": "yes",

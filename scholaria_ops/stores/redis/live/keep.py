@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from scholaria_ops.catalogue.artifacts import Artifact
-from scholaria_ops.errors import Refused
+from scholaria_ops.errors import Refused, VerificationFailed
 from scholaria_ops.files import fsync_dir, hash_file
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.redis.artifact import GzipWriter, Raw
 from scholaria_ops.stores.redis.info import look
 from scholaria_ops.stores.redis.live.journal import Crossing, Journal, Kept
 from scholaria_ops.stores.redis.live.link import Link
-from scholaria_ops.stores.redis.live.staging import forget, prove, receive_into
+from scholaria_ops.stores.redis.live.staging import forget, receive_into
 from scholaria_ops.stores.redis.restore import loaded_scratch
 from scholaria_ops.stores.redis.scratch import Scratch
 from scholaria_ops.stores.redis.take import Intake, build_evidence, measure, origin_of, receive
@@ -23,15 +23,16 @@ _GZIP_LEVEL = 1
 
 
 def keep(link: Link, crossing: Crossing, journal: Journal, ctx: Context) -> Kept:
-    """Write the databases that were swapped out, under their own numbers and with their functions, into an RDB, and prove it.
+    """Write the databases that were swapped out, under their own numbers and with their functions, into an RDB, and load it again.
 
-    They lie in the spare databases, where nobody writes. The file is complete and compared when this returns; anything
-    half-written of an earlier attempt is replaced.
+    They lie in the spare databases, where nobody writes. The file is complete when this returns, a server has loaded it
+    and holds as many keys; an undo compares all of them with the evidence, which is of what the live server sent.
+    Anything half-written of an earlier attempt is replaced.
     """
     with link.wire(ctx) as wire:
         databases = look(wire).databases
     own_numbers = {spare: served for served, spare in crossing.pairs}
-    with Scratch(ctx, databases=max(databases or 16, *own_numbers, *crossing.spares) + 1, label="redis-keep") as scratch:
+    with Scratch(ctx, databases=max(databases or 16, *own_numbers, *crossing.spares) + 1, label="redis-keep", compress=False) as scratch:
         taken, info = receive_into(scratch, link, ctx)
         scratch.load()
         forget(scratch, scratch.keyspace().keys() - own_numbers.keys())
@@ -43,13 +44,19 @@ def keep(link: Link, crossing: Crossing, journal: Journal, ctx: Context) -> Kept
         found = measure(
             scratch, Windows(origin), ctx, like=None, rules=(), expired_before_ms=int(taken.received.cut_after.timestamp() * 1000)
         )
+        counts = scratch.keyspace()
         artifact, raw, form = _write(scratch, crossing, journal, ctx)
         evidence = build_evidence(taken, found, info, scratch, origin=origin, rules=(), acl=None)
     # What lies in the file is an RDB of the scratch server's, not of the live one's.
     evidence = evidence.model_copy(update={"rdb_version": _version(raw), "rdb_checksum": raw.checksum, "form": form})
     kept = Kept(artifact=artifact, evidence=journal.put_evidence(f"redis_kept_{crossing.number}.json", evidence))
     with opened(kept, journal, ctx, databases=databases) as again:
-        prove(again, evidence, ctx)
+        if (loaded := again.keyspace()) != counts:
+            raise VerificationFailed(
+                f"{artifact.path}, what Redis served before, loads as {loaded} keys by database instead of {counts}",
+                store="redis",
+                hint="It stays in the server's spare databases; look at the disk here, then run `scholaria-ops restore --recover`.",
+            )
     return kept
 
 
