@@ -20,6 +20,7 @@ from scholaria_ops.stores.qdrant.live.copies import (
     sweep_uploads,
     wait_for_stragglers,
 )
+from scholaria_ops.stores.qdrant.live.damage import counted
 from scholaria_ops.stores.qdrant.live.facts import Begun, Placed
 from scholaria_ops.stores.qdrant.live.marks import marks_file, note, readable, save
 from scholaria_ops.stores.qdrant.live.switch import require_points, switched
@@ -190,7 +191,7 @@ def _require_kept(rest: Rest, begun: Begun) -> None:
             raise Refused(
                 f"collection {name}, which was kept on {rest.where}, is gone", hint="Restore a backup set instead.", store="qdrant"
             )
-        points, expected = exact_count(rest, name), begun.shelf.get(name)
+        points, expected = counted(rest, name, begun.damaged), begun.shelf.get(name)
         if points != expected:
             raise Refused(
                 f"collection {name} on {rest.where} was kept with {expected or 0:,} points and has {points:,} now",
@@ -203,6 +204,8 @@ def _mark_kept(rest: Rest, begun: Begun, notebook: Notebook) -> Begun:
     """Write down what is about to be served again, so that later writes can be told."""
     marks = dict(begun.marks)
     for name in begun.kept:
+        if name in begun.damaged:
+            continue
         noted = note(rest, name, payloads=True, vectors=readable(rest, name))
         marks[name] = save(noted, marks_file(notebook, name))
     return facts.write(notebook, begun, marks=marks)
@@ -245,7 +248,7 @@ def discard(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> l
             if leading:
                 lines.append(f"collection {name} is not removed: alias {', '.join(leading)} leads to it")
                 continue
-            line = remove_collection(rest, name)
+            line = remove_collection(rest, name, damaged=name in begun.damaged)
             lines += [line] if line else []
     facts.write(notebook, begun, state="discarded")
     return lines

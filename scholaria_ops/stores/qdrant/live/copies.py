@@ -85,11 +85,11 @@ def sweep_uploads(rest: Rest, collection: str) -> list[str]:
     return removed
 
 
-def remove_collection(rest: Rest, name: str, *, finished: bool = True) -> str:
+def remove_collection(rest: Rest, name: str, *, finished: bool = True, damaged: bool = False) -> str:
     """Delete a collection of ours with its snapshots (which would outlive it on the server's disk); returns a line, or nothing.
 
     The uploaded file of a recovery that was killed can be reached only through a collection of its name: where there is
-    none, and the recovery was not seen to be ``finished``, one is made for an instant.
+    none, and the recovery was not seen to be ``finished``, one is made for an instant. A ``damaged`` one is not counted.
     """
     existed = name in collections_of(rest)
     if not existed:
@@ -99,9 +99,9 @@ def remove_collection(rest: Rest, name: str, *, finished: bool = True) -> str:
     for found in rest.get(at(name, "snapshots")):
         with contextlib.suppress(NotFound):
             rest.delete(at(name, "snapshots", str(found["name"])), timeout_s=120.0, wait="true")
-    points = exact_count(rest, name) if existed else 0
+    points = f"{exact_count(rest, name):,} points" if existed and not damaged else "which does not answer"
     rest.delete(at(name), timeout_s=120.0)
-    return f"removed collection {name}, {points:,} points" if existed else ""
+    return f"removed collection {name}, {points}" if existed else ""
 
 
 def wait_for_stragglers(rest: Rest, names: Collection[str], ctx: Context) -> None:

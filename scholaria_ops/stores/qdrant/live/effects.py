@@ -9,16 +9,17 @@ program here opens it, bounds are told: what is lost is never told below the tru
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from scholaria_ops.catalogue.evidence.qdrant import CollectionEvidence, QdrantEvidence
-from scholaria_ops.errors import Cancelled, OpsError
+from scholaria_ops.errors import Cancelled, OpsError, StoreError
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Source
 from scholaria_ops.stores.qdrant import canon
+from scholaria_ops.stores.qdrant.live.damage import why_silent
 from scholaria_ops.stores.qdrant.live.layout import Item
 from scholaria_ops.stores.qdrant.live.marks import Noted, Noting, change, note
 from scholaria_ops.stores.qdrant.points import Wanted
@@ -80,15 +81,32 @@ class SetPoints:
         return reading.noted
 
 
-def points_effects(rest: Rest, item: Item, evidence: QdrantEvidence, in_set: SetPoints) -> Iterator[Effect]:
-    """The effects on points of one collection of the set, for each live collection that it takes the place of."""
+def points_effects(
+    rest: Rest, item: Item, evidence: QdrantEvidence, in_set: SetPoints, damaged: MutableMapping[str, str]
+) -> Iterator[Effect]:
+    """The effects on points of one collection of the set, for each live collection that it takes the place of.
+
+    What cannot be read to its end is put into ``damaged``.
+    """
     known = evidence.collections[item.collection]
     if not item.replaces:
         yield Effect(
             kind="back", what=f"collection {item.collection}: points", count=known.points, detail="the live server has no such collection"
         )
     for old in item.replaces:
-        live = note(rest, old, payloads=known.points <= PAYLOADS_UP_TO, vectors=False)
+        live = None
+        if old not in damaged:
+            try:
+                live = note(rest, old, payloads=known.points <= PAYLOADS_UP_TO, vectors=False)
+            except StoreError as exc:
+                damaged[old] = why_silent(rest, exc)
+        if live is None:
+            yield Effect(
+                kind="lost",
+                what=f"collection {old}: points",
+                detail=f"how many is unknown, the live collection does not answer: {damaged[old]}; the set has {known.points:,}",
+            )
+            continue
         found = crossing(live, known, in_set)
         what = f"collection {old}: points"
         if found.lost:

@@ -70,6 +70,8 @@ class Begun(Model):
     #: The server's count of writing requests right before each way back was copied.
     writes: Mapping[str, str] = {}
     marks: Mapping[str, Mark] = {}
+    #: What did not answer when the restore was planned: it is kept, but nothing of it can be counted or compared.
+    damaged: tuple[str, ...] = ()
     #: What is kept for going back → its points.
     shelf: Mapping[str, int] = {}
     lockout_s: float = 0.0

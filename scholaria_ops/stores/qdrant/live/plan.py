@@ -13,6 +13,7 @@ from scholaria_ops.errors import Refused
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Need, Objection, Source, StorePlan
 from scholaria_ops.stores.qdrant.compare import config_differences
+from scholaria_ops.stores.qdrant.live.damage import no_way_back, silent
 from scholaria_ops.stores.qdrant.live.effects import SetPoints, points_effects
 from scholaria_ops.stores.qdrant.live.layout import Item, Layout, base_of, layout
 from scholaria_ops.stores.qdrant.load import require_fitting_version
@@ -41,6 +42,8 @@ class QdrantPlan(StorePlan):
     aliases: Mapping[str, str]
     #: Collections of the live server that nothing happens to.
     untouched: tuple[str, ...]
+    #: Collections that would be replaced and do not answer now → what the server said. Nothing could be learnt of them.
+    damaged: Mapping[str, str] = {}
 
     @property
     def layout(self) -> Layout:
@@ -63,12 +66,13 @@ def make_plan(
         evidence = source.evidence
         found = layout(evidence, live, aliases_of(rest), by_own_name=by_own_name, in_place=in_place)
         sizes = {a.subject: a.raw_size_bytes or a.size_bytes for a in source.artifacts if a.kind == "snapshot"}
-        plains = {item.plain: live_bytes(rest, item.plain) for item in found.items if item.plain}
+        damaged = silent(rest, [old for item in found.items for old in item.replaces])
+        plains = {item.plain: live_bytes(rest, item.plain) for item in found.items if item.plain and item.plain not in damaged}
         effects: list[Effect] = []
         with SetPoints(source, ctx) as in_set:
             for item in found.items:
-                effects.extend(points_effects(rest, item, evidence, in_set))
-                effects.extend(_configuration(rest, item, evidence))
+                effects.extend(points_effects(rest, item, evidence, in_set, damaged))
+                effects.extend(_configuration(rest, item, evidence, damaged))
                 effects.extend(_names(item, found.aliases))
         if found.untouched:
             effects.append(
@@ -81,13 +85,14 @@ def make_plan(
             steps=tuple(_steps(found, source.artifacts)),
             effects=tuple(effects),
             needs=tuple(_needs(rest, sizes, plains, ctx)),
-            objections=tuple(_objections(rest, source, found, in_place=in_place)),
+            objections=(*_objections(rest, source, found, in_place=in_place), *no_way_back(rest, found, damaged)),
             warnings=tuple(_warnings(rest, found, evidence, by_own_name)),
             expected_s=_expected_s(sizes, plains, evidence),
             expected_lockout_s=_expected_lockout_s(found, sizes),
             items=found.items,
             aliases=dict(found.aliases),
             untouched=found.untouched,
+            damaged=damaged,
         )
 
 
@@ -133,9 +138,11 @@ def _names(item: Item, aliases: Mapping[str, str]) -> Iterator[Effect]:
         yield Effect(kind="changed", what=f"collection {item.plain}", detail="requests to it fail while it is recovered in place")
 
 
-def _configuration(rest: Rest, item: Item, evidence: QdrantEvidence) -> Iterator[Effect]:
+def _configuration(rest: Rest, item: Item, evidence: QdrantEvidence, damaged: Collection[str]) -> Iterator[Effect]:
     known = evidence.collections[item.collection]
     for old in item.replaces:
+        if old in damaged:
+            continue
         now = rest.get(at(old))
         for path, ours, theirs in config_differences(known.config, now["config"]):
             yield Effect(kind="changed", what=f"collection {old}: configuration {path}", detail=f"it is {theirs}, and will be {ours}")

@@ -75,6 +75,7 @@ def _stage(
         copied=(),
         writes={},
         marks={},
+        damaged=tuple(plan.damaged),
         shelf={},
     )
     told = _Told()

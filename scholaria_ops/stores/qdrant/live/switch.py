@@ -15,6 +15,7 @@ from scholaria_ops.stores.live import Notebook, Switched
 from scholaria_ops.stores.qdrant.live import facts, wayback
 from scholaria_ops.stores.qdrant.live.aliases import repoint
 from scholaria_ops.stores.qdrant.live.copies import downloaded, pour, present
+from scholaria_ops.stores.qdrant.live.damage import counted
 from scholaria_ops.stores.qdrant.live.facts import Begun, Placed
 from scholaria_ops.stores.qdrant.live.plan import QdrantPlan
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of, exact_count
@@ -48,7 +49,7 @@ def switch(connection: QdrantConnection, plan: QdrantPlan, notebook: Notebook, c
             notebook,
             begun,
             state="after",
-            shelf={name: exact_count(rest, name) for name in present(rest, begun.superseded)},
+            shelf={name: points for name in present(rest, begun.superseded) if (points := counted(rest, name, begun.damaged)) is not None},
             marks={**begun.marks, **{one.served: begun.marks[one.side] for one in begun.placed}},
             lockout_s=round(lockout + gaps + poured, 4),
             seconds={"prepare": round(prepared, 4), "switch": round(changed, 4)},
@@ -59,7 +60,11 @@ def switch(connection: QdrantConnection, plan: QdrantPlan, notebook: Notebook, c
 def switched(rest: Rest, begun: Begun) -> Switched:
     """What was measured, and what is kept."""
     there = set(collections_of(rest))
-    kept = tuple(f"collection {name}, {begun.shelf.get(name, 0):,} points" for name in begun.kept if name in there)
+    kept = tuple(
+        f"collection {name}, " + ("which does not answer" if name in begun.damaged else f"{begun.shelf.get(name, 0):,} points")
+        for name in begun.kept
+        if name in there
+    )
     return Switched(begun.lockout_s, dict(begun.seconds), kept, begun.warnings)
 
 
