@@ -84,7 +84,7 @@ def _restore(reference: str, options: RestoreOptions, source: str, *, dry_run: b
         raise ConfigError(f"source {source!r} does not exist", hint="Use local or offsite.")
     with showing_progress() as progress:
         here = services(progress)
-        reference = _brought_here(here, reference) if source == "offsite" else _adopted(here, reference, options)
+        reference = _at_hand(here, reference) if source == "offsite" else _adopted(here, reference, options)
         plan = plan_restore(here, live_stores(here, options), reference, options)
     Plans(here.catalogue).show(plan)
     if not as_json:
@@ -131,17 +131,11 @@ def show_done(journal: Journal) -> None:
     out.print("`scholaria-ops restore --undo` goes back; `scholaria-ops restore --discard-old` removes what is kept", markup=False)
 
 
-def _brought_here(here: Services, reference: str) -> str:
-    """The id of an offsite set that stands here now, fetched if it did not."""
-    from scholaria_ops.operations.offsite import fetch, offsite_id
+def _at_hand(here: Services, reference: str) -> str:
+    """The id of an offsite set that stands here now, sound."""
+    from scholaria_ops.operations.offsite import at_hand
 
-    set_id = offsite_id(here, reference)
-    entry = here.catalogue.find(set_id) if here.catalogue.layout.sealed(set_id).exists() else None
-    if entry is not None and entry.kind is Kind.SEALED:
-        here.progress.say(f"{set_id} is here already; its bytes are checked before they are used")
-        return set_id
-    fetch(here, set_id)
-    return set_id
+    return str(at_hand(here, reference).id)
 
 
 def _adopted(here: Services, reference: str, options: RestoreOptions) -> str:

@@ -22,6 +22,9 @@ from scholaria_ops.operations.ticks import Tick, next_ticks
 #: So many of the newest sets are shown one by one; `list` shows all.
 _NEWEST = 8
 
+#: More sets than this are not counted when it is said how many find room.
+_COUNTED_SETS = 100
+
 
 @app.command()
 def status(as_json: JsonOption = False) -> None:
@@ -134,8 +137,15 @@ def _disk(standing: Standing) -> str:
     text = f"disk      {human_bytes(disk.free_bytes)} free"
     if disk.predicted_next_bytes is None:
         return f"{text}; no set yet to predict the next one from"
-    verdict = f"room for {disk.sets_that_fit}" if disk.fits else "NO ROOM FOR IT"
-    return f"{text}; the next set will need about {human_bytes(disk.predicted_next_bytes)}: {verdict}"
+    return f"{text}; the next set will need about {human_bytes(disk.predicted_next_bytes)}: {_room(disk.sets_that_fit, fits=disk.fits)}"
+
+
+def _room(sets: int | None, *, fits: bool | None) -> str:
+    """Beyond a hundred sets the number is no forecast any more: sets grow, and others write to that disk."""
+    if not fits:
+        return "NO ROOM FOR IT"
+    many = sets is not None and sets > _COUNTED_SETS
+    return "ample room" if many else f"room for {sets} of that size" if sets != 1 else "room for that one only"
 
 
 def _alerts(alerts: Summary, now: datetime) -> str:

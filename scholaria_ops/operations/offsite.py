@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from scholaria_ops.catalogue.commit import staging
 from scholaria_ops.catalogue.layout import MANIFEST, SET_PREFIX, SUMS, check_id, id_from_name
@@ -16,6 +18,7 @@ from scholaria_ops.errors import ConfigError, Refused, UsageError, VerificationF
 from scholaria_ops.files import fsync_dir, hash_file, make_private_dir, rename_durably
 from scholaria_ops.offsite.base import FetchReport, FileToShip, OffsiteTarget, ShipReport
 from scholaria_ops.operations.services import Services
+from scholaria_ops.operations.verify import hash_check
 from scholaria_ops.stores.base import Context
 
 _NO_TARGET = "no offsite place is set"
@@ -169,32 +172,45 @@ def offsite_manifest(services: Services, set_id: str) -> Manifest:
     )
 
 
-def fetch(services: Services, reference: str, *, run_id: str = "") -> Entry:
+def fetch(services: Services, reference: str, *, run_id: str = "", replace_damaged: bool = False) -> Entry:
     """Bring a set back from offsite into BACKUP_DIR, every byte checked, sealed by the same rename as a new one.
 
+    With ``replace_damaged`` a set that is here already is read: a sound one is returned as it is, a damaged one makes way once
+    the other is whole and checked beside it. It is kept as ``damaged-<id>``, for whoever wants to know what happened to it.
+
     Raises:
-        UsageError: there is no such set offsite, or it is here already.
+        UsageError: there is no such set offsite, or it is here already (something else of its name, with ``replace_damaged``).
         VerificationFailed: bytes came back that are not those that were sealed; nothing was kept.
     """
     set_id = offsite_id(services, reference)
     where = target_of(services).where
     with services.audited("fetch", set_id, run_id=run_id, where=where) as audited, services.locked(f"fetch {set_id}"):
         layout = services.catalogue.layout
-        if layout.sealed(set_id).exists():
+        damage = ""
+        if replace_damaged and layout.sealed(set_id).exists():
+            here = services.catalogue.find(set_id)
+            if not (damage := _damage(services, here)):
+                audited.note(already_here=True)
+                return here
+            services.progress.say(f"{set_id} is damaged here ({damage}): it is fetched beside, and takes its place once it is checked")
+        elif layout.sealed(set_id).exists():
             raise UsageError(
                 f"the set {set_id} is here already",
                 hint=f"`scholaria-ops verify {set_id}` tells whether it is sound. To replace a damaged one, move it away first: "
-                f"mv {layout.sealed(set_id)} {layout.root}/damaged-{set_id}",
+                f"mv {layout.sealed(set_id)} {layout.root}/damaged-{set_id} "
+                f"(`scholaria-ops restore {set_id} --from offsite` does all that by itself)",
             )
         _merge_records(services, set_id)
         with services.context(f"fetch-{set_id}") as ctx, staging(layout, set_id) as stage:
             report = _download(services, set_id, stage.path, ctx)
             fsync_dir(stage.path)
+            aside = _set_aside(services, set_id) if damage else ""
             rename_durably(stage.path, layout.sealed(set_id))
+        replaced: dict[str, Any] = {"replaced": f"{aside}: {damage}"} if damage else {}
         services.catalogue.records.append(
-            set_id, "fetched", run_id=run_id, where=where, bytes=report.size_bytes, seconds=round(report.seconds, 3)
+            set_id, "fetched", run_id=run_id, where=where, bytes=report.size_bytes, seconds=round(report.seconds, 3), **replaced
         )
-        audited.note(bytes=report.size_bytes)
+        audited.note(bytes=report.size_bytes, **replaced)
         # Every byte was compared with what was sealed while it was written.
         services.catalogue.records.append(
             set_id,
@@ -208,6 +224,52 @@ def fetch(services: Services, reference: str, *, run_id: str = "") -> Entry:
             unjudged=[],
         )
     return services.catalogue.find(set_id)
+
+
+def at_hand(services: Services, reference: str) -> Entry:
+    """An offsite set, sound in BACKUP_DIR: as it stands there, or fetched, in place of a damaged one if need be.
+
+    Raises:
+        As :func:`fetch` does.
+    """
+    set_id = offsite_id(services, reference)
+    if services.catalogue.layout.sealed(set_id).exists():
+        here = services.catalogue.find(set_id)
+        if not _damage(services, here):
+            services.progress.say(f"{set_id} is here already, and sound")
+            return here
+    return fetch(services, set_id, replace_damaged=True)
+
+
+def _damage(services: Services, entry: Entry) -> str:
+    """What is wrong with a set that stands here; empty if every byte is as it was sealed.
+
+    Raises:
+        UsageError: it is something else than a whole set of ours, which nothing from offsite may take the place of.
+        Refused: it cannot be read, so nobody knows.
+    """
+    if entry.unread:
+        raise Refused(f"{entry.name} here cannot be read ({entry.unread}): it may be sound", hint="Mend its permissions or the disk first.")
+    if entry.kind is Kind.DAMAGED:
+        return entry.reason
+    if entry.kind is not Kind.SEALED:
+        raise UsageError(f"{entry.name} here is {entry.kind}", hint="Move its directory away first, if it is to be replaced.")
+    with services.context(f"check-{entry.id}") as ctx:
+        try:
+            hash_check(services, entry, ctx)
+        except VerificationFailed as exc:
+            return exc.message
+    return ""
+
+
+def _set_aside(services: Services, set_id: str) -> str:
+    """Rename a damaged set out of the way; returns its new name. A kill right after leaves the set missing, never a damaged one."""
+    layout = services.catalogue.layout
+    names = (f"damaged-{set_id}" + (f"-{n}" if n > 1 else "") for n in count(1))
+    name = next(name for name in names if not (layout.root / name).exists())
+    rename_durably(layout.sealed(set_id), layout.root / name)
+    services.progress.say(f"the damaged one is kept as {layout.root / name}: remove it when you need it no more")
+    return name
 
 
 def fetch_into(services: Services, set_id: str, parent: Path, ctx: Context) -> Path:

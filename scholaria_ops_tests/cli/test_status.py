@@ -93,3 +93,10 @@ def test_a_long_table_says_the_same_as_a_short_one(capsys: pytest.CaptureFixture
     short = printed()
     monkeypatch.setattr(output, "_MANY_ROWS", 1)
     assert printed() == short == [["kind", "remark", "size"], ["damaged", "a", "[note]", "7"], ["sealed", "메모", "1234"]]
+
+
+def test_room_is_told_in_numbers_that_mean_something() -> None:
+    from scholaria_ops.cli.status import _room
+
+    assert [_room(n, fits=True) for n in (1, 12, 4_711)] == ["room for that one only", "room for 12 of that size", "ample room"]
+    assert _room(0, fits=False) == "NO ROOM FOR IT"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import pytest
 from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.errors import ConfigError, Refused, UsageError, VerificationFailed
 from scholaria_ops.operations.drill import drill
-from scholaria_ops.operations.offsite import fetch, offsite_id, offsite_sets, ship
+from scholaria_ops.operations.offsite import at_hand, fetch, offsite_id, offsite_sets, ship
 from scholaria_ops.operations.rehearse import rehearse
 from scholaria_ops.operations.services import Services
 from scholaria_ops.operations.verify import verify
@@ -22,7 +22,7 @@ from scholaria_ops.sandbox.sample import SampleStack
 from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops_tests.operations.conftest import ServicesFactory
-from scholaria_ops_tests.operations.support import copied, services_for
+from scholaria_ops_tests.operations.support import copied, flip, services_for
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -93,6 +93,56 @@ def test_a_set_comes_back_on_a_machine_that_has_only_the_bucket(shipped: Service
     assert {"reserved", "sealed", "verified", "shipped", "fetched"} <= set(events), "its history came along"
     with pytest.raises(UsageError, match="is here already"):
         fetch(new_machine, pristine.id)
+
+
+def _unlink(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [flip, _unlink])
+def test_a_damaged_set_here_makes_way_for_the_offsite_copy_and_is_kept(
+    shipped: Services, pristine: BackupSet, damage: Callable[[Path], None]
+) -> None:
+    here = shipped.catalogue.layout.sealed(pristine.id)
+    victim = here / pristine.manifest.artifacts_of("redis")[0].path
+    damage(victim)
+    left = victim.read_bytes() if victim.exists() else None
+    entry = at_hand(shipped, "latest")
+    assert entry.directory == here
+    assert verify(shipped, entry, "hash").failed == ()
+    aside = shipped.catalogue.layout.root / f"damaged-{pristine.id}"
+    kept = aside / victim.relative_to(here)
+    assert (kept.read_bytes() if kept.exists() else None) == left
+    assert (aside / "backup_manifest.json").exists()
+    record = shipped.catalogue.records.last(pristine.id, "fetched")
+    assert record
+    assert str(record.detail["replaced"]).startswith(f"damaged-{pristine.id}: ")
+    damage(victim)
+    at_hand(shipped, pristine.id)
+    assert (shipped.catalogue.layout.root / f"damaged-{pristine.id}-2").is_dir(), "an earlier one is not written over"
+
+
+def test_a_sound_set_here_is_never_replaced(shipped: Services, pristine: BackupSet) -> None:
+    here = shipped.catalogue.layout.sealed(pristine.id)
+    before = here.stat().st_ino, shipped.catalogue.records.last(pristine.id, "fetched")
+    assert at_hand(shipped, "latest").directory == here
+    assert fetch(shipped, pristine.id, replace_damaged=True).directory == here
+    assert (here.stat().st_ino, shipped.catalogue.records.last(pristine.id, "fetched")) == before
+
+
+def test_a_damaged_set_stays_where_the_offsite_copy_is_no_better(
+    shipped: Services, pristine: BackupSet, client: S3Client, offsite: dict[str, str]
+) -> None:
+    path = pristine.manifest.artifacts_of("redis")[0].path
+    here = shipped.catalogue.layout.sealed(pristine.id)
+    flip(here / path)
+    before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
+    client.put_object(Bucket=offsite["BACKUP_S3_BUCKET"], Key=f"house/a/{pristine.directory.name}/{path}", Body=b"rot")
+    with pytest.raises(VerificationFailed):
+        at_hand(shipped, pristine.id)
+    assert {p: p.read_bytes() for p in here.rglob("*") if p.is_file()} == before
+    assert [e.name for e in shipped.catalogue.entries()] == [here.name]
+    assert not list(shipped.catalogue.layout.staging.iterdir())
 
 
 def test_a_rehearsal_from_the_bucket_alone_proves_the_set(shipped: Services, new_machine: Services, pristine: BackupSet) -> None:

@@ -105,7 +105,7 @@ def test_a_wrong_password_is_permanent_and_an_absent_server_is_not(plain: Postgr
         with pytest.raises(AuthenticationFailed) as refused:
             PostgresStore(plain.model_copy(update=wrong)).preflight(context_factory())
         assert not refused.value.retryable
-    with pytest.raises(Refused, match='database "nowhere" does not exist'):
+    with pytest.raises(Refused, match="has no database 'nowhere'"):
         PostgresStore(plain.with_db("nowhere")).preflight(context_factory())
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

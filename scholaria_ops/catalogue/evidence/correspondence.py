@@ -10,6 +10,13 @@ from pydantic import AwareDatetime
 from scholaria_ops.catalogue.evidence.base import Model
 
 Kind = Literal["row without point", "point without row", "other context", "other text"]
+#: One of a kind, and several, in a sentence.
+_WORDS: Mapping[Kind, tuple[str, str]] = {
+    "row without point": ("row without a point", "rows without a point"),
+    "point without row": ("point without a row", "points without a row"),
+    "other context": ("point of another context than its row", "points of another context than their rows"),
+    "other text": ("point with another text than its row", "points with another text than their rows"),
+}
 KINDS: tuple[Kind, ...] = ("row without point", "point without row", "other context", "other text")
 
 
@@ -34,13 +41,21 @@ class Correspondence(Model):
 
     def line(self) -> str:
         """For people."""
-        wrong = ", ".join(f"{self.counts[k]:,} {k}" for k in KINDS if self.counts.get(k))
-        return (
-            f"{self.rows:,} rows, {self.points:,} points: " + (wrong or "every id on both sides") + f" ({self.texts_compared:,} texts read)"
-        )
+        wrong = ", ".join(worded(k, self.counts[k]) for k in KINDS if self.counts.get(k))
+        sides = f"{_counted(self.rows, 'row')}, {_counted(self.points, 'point')}"
+        return f"{sides}: {wrong or 'every id on both sides'} ({_counted(self.texts_compared, 'text')} read)"
 
     def worse_than(self, baseline: Correspondence | None) -> dict[Kind, int]:
         """By how much each kind exceeds the baseline (or zero, without one)."""
         before = baseline.counts if baseline else {}
         grown = {k: self.counts.get(k, 0) - before.get(k, 0) for k in KINDS}
         return {k: n for k, n in grown.items() if n > 0}
+
+
+def worded(kind: Kind, count: int, more: str = "") -> str:
+    """``3 rows without a point``; ``more`` stands behind the number."""
+    return " ".join(filter(None, (f"{count:,}", more, _WORDS[kind][count != 1])))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from scholaria_ops.catalogue.evidence.base import StoreName
-from scholaria_ops.catalogue.evidence.correspondence import Correspondence
+from scholaria_ops.catalogue.evidence.correspondence import Correspondence, worded
 from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence
 from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.errors import OpsError, StoreError, ToolFailed
@@ -125,7 +125,7 @@ class After:
         found = self._correspondence(warnings)
         baseline = backup_set.manifest.correspondence
         if found is not None and (worse := found.worse_than(baseline)):
-            grown = ", ".join(f"{n:,} more with {kind}" for kind, n in worse.items())
+            grown = ", ".join(worded(kind, n, "more") for kind, n in worse.items())
             warnings.append(f"rows and points fit together less well than when the set was taken: {grown}")
         revision = self._revision(backup_set, stores, warnings)
         healthy = self._healthy(warnings)

@@ -174,7 +174,12 @@ def _not_connected(target: PostgresConnection, exc: psycopg.OperationalError) ->
             store="postgres",
         )
     if _NO_DATABASE.search(text):
-        return Refused(f"PostgreSQL at {target.where}: {text}", hint="Check DB_NAME.", store="postgres")
+        return Refused(
+            f"PostgreSQL at {target.where} has no database {target.dbname!r}",
+            hint="On a new, empty server there is nothing to back up yet: a restore makes the database (`scholaria-ops restore latest`), "
+            "or the application does. If it should be there, check DB_HOST, DB_PORT and DB_NAME.",
+            store="postgres",
+        )
     return StoreUnavailable(
         f"PostgreSQL at {target.where} cannot be reached: {text}",
         hint="Is it running, and are DB_HOST and DB_PORT right?",
