@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from scholaria_ops.cli.main import main
+from scholaria_ops.startup import importing
+
+with importing():
+    from scholaria_ops.cli.main import main
 
 __all__ = ["main"]

@@ -101,7 +101,9 @@ class PartBody:
 
     _PIECE = BLOCK // 4
 
-    def __init__(self, fd: int, start: int, length: int, guard: Guard) -> None:
+    def __init__(self, fd: int, start: int, length: int, digest: bytes, guard: Guard) -> None:
+        #: What the request is signed with; nobody has to read the body for that.
+        self.sha256 = digest.hex()
         self._fd = fd
         self._start = start
         self._length = length

@@ -114,7 +114,7 @@ class Sender:
             extra["ChecksumSHA256"] = encoded(digest)
 
         def ask(client: S3Client) -> None:
-            body: Any = PartBody(fd, 0, file.size_bytes, self._guard)
+            body: Any = PartBody(fd, 0, file.size_bytes, digest, self._guard)
             storage_class: Any = options.storage_class
             client.put_object(
                 Bucket=options.bucket, Key=key, Body=body, Metadata={"sha256": file.sha256}, StorageClass=storage_class, **extra
@@ -178,7 +178,7 @@ class Sender:
         extra: dict[str, Any] = {"ChecksumSHA256": encoded(digest)} if self._checksums else {}
 
         def ask(client: S3Client) -> dict[str, Any]:
-            body: Any = PartBody(fd, start, length, self._guard)
+            body: Any = PartBody(fd, start, length, digest, self._guard)
             reply = client.upload_part(Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=body, **extra)
             # Every checksum that the service computed must be given back at the end, or some of them refuse to join the parts.
             return {"PartNumber": number, "ETag": reply["ETag"], **{k: v for k, v in reply.items() if k.startswith("Checksum")}}

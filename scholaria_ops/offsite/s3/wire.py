@@ -144,6 +144,9 @@ class Wire:
         except (BotoCoreError, ValueError) as exc:
             raise self._translated(exc, "connect", "", 1) from exc
         client.meta.events.register_last("before-call.s3", _no_expect_header)
+        from scholaria_ops.offsite.s3.signing import sign_known_bodies
+
+        sign_known_bodies(client)
         return client
 
     def _learn_secrets(self, session: Any) -> None:
