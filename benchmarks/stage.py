@@ -156,7 +156,7 @@ def _seeded(box: Sandbox, scale: Scale, progress: Progress) -> Servers:
     progress.start(task)
     postgres = box.postgres(fsync=True, settings={"max_connections": "50"})
     redis = box.redis(config=_REDIS)
-    qdrant = box.qdrant()
+    qdrant = box.qdrant(grpc=True)
     s3 = box.s3(engine="rclone")
     s3.create_bucket(BUCKET)
     with ThreadPoolExecutor(1, thread_name_prefix="seed") as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, SecretStr
@@ -72,15 +73,23 @@ class RedisConnection(_Frozen):
 class QdrantConnection(_Frozen):
     """A Qdrant server's REST endpoint, for example ``http://localhost:6333``.
 
-    ``nodes`` holds the REST endpoints of every peer when the server runs in cluster mode.
+    ``grpc_port`` is that of the same host's gRPC endpoint, where it can be reached. ``nodes`` holds the REST endpoints of every
+    peer when the server runs in cluster mode.
     """
 
     url: str
     api_key: SecretStr = SecretStr("")
     ca_file: Path | None = None
     verify_tls: bool = True
+    grpc_port: int | None = None
     nodes: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
         return self.url
+
+    @property
+    def grpc_address(self) -> str | None:
+        """``host:port``, if there is a port."""
+        host = urllib.parse.urlsplit(self.url).hostname or ""
+        return f"{f'[{host}]' if ':' in host else host}:{self.grpc_port}" if self.grpc_port else None

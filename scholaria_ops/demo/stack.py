@@ -94,7 +94,7 @@ def _made(place: Place, tools: Tools, progress: Progress) -> Sandbox:
         progress.say("starting PostgreSQL, Redis, Qdrant and an S3 endpoint on free loopback ports")
         postgres = box.postgres(fsync=True, settings={"max_connections": "50"})
         redis = box.redis(config={"appendonly": "yes", "maxmemory-policy": "allkeys-lru", "save": "3600 1"})
-        qdrant = box.qdrant(api_key="demo-key")
+        qdrant = box.qdrant(api_key="demo-key", grpc=True)
         s3 = box.s3(engine="rclone")
         s3.create_bucket(BUCKET)
         progress.start("sample data")
@@ -162,6 +162,7 @@ def _write_env(place: Place, box: Sandbox, tools: Tools) -> None:
         "REDIS_PORT": redis.connection.port,
         "REDIS_PASSWORD": redis.connection.password.get_secret_value(),
         "QDRANT_URL": qdrant.connection.url,
+        "QDRANT_GRPC_PORT": qdrant.connection.grpc_port,
         "QDRANT_API_KEY": qdrant.connection.api_key.get_secret_value(),
         "BACKUP_DIR": place.backups,
         "BACKUP_S3_BUCKET": BUCKET,

@@ -39,7 +39,7 @@ class QdrantServer(Server):
 
     @property
     def connection(self) -> QdrantConnection:
-        return QdrantConnection(url=f"http://{LOOPBACK}:{self.port}", api_key=SecretStr(self._api_key))
+        return QdrantConnection(url=f"http://{LOOPBACK}:{self.port}", api_key=SecretStr(self._api_key), grpc_port=self._grpc_port)
 
     @property
     def version(self) -> str:

@@ -106,6 +106,8 @@ class SampleStack:
             "REDIS_PASSWORD": self.redis.password.get_secret_value(),
             "QDRANT_URL": self.qdrant.url,
         }
+        if self.qdrant.grpc_port:
+            found["QDRANT_GRPC_PORT"] = str(self.qdrant.grpc_port)
         if self.qdrant.api_key.get_secret_value():
             found["QDRANT_API_KEY"] = self.qdrant.api_key.get_secret_value()
         return found

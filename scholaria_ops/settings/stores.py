@@ -79,6 +79,13 @@ class QdrantSettings(BaseModel):
     qdrant_url: str | None = named("QDRANT_URL", default=None, description="Qdrant's REST endpoint; wins over host and port")
     qdrant_host: str = named("QDRANT_HOST", default="localhost", description="Qdrant host")
     qdrant_port: int = named("QDRANT_PORT", default=6333, ge=1, le=65535, description="Qdrant REST port")
+    qdrant_grpc_port: int | None = named(
+        "QDRANT_GRPC_PORT",
+        default=None,
+        ge=1,
+        le=65535,
+        description="Qdrant's gRPC port (usually 6334), if it can be reached: restores read points faster there, and every vector",
+    )
     qdrant_api_key: SecretStr = named("QDRANT_API_KEY", default=SecretStr(""), description="Qdrant API key")
     qdrant_ca_file: Path | None = named("QDRANT_CA_FILE", default=None, description="CA certificates to verify Qdrant with")
     qdrant_verify_tls: bool = named("QDRANT_VERIFY_TLS", default=True, description="Verify Qdrant's certificate")
@@ -96,6 +103,7 @@ class QdrantSettings(BaseModel):
             api_key=self.qdrant_api_key,
             ca_file=self.qdrant_ca_file,
             verify_tls=self.qdrant_verify_tls,
+            grpc_port=self.qdrant_grpc_port,
             nodes=tuple(n.strip().rstrip("/") for n in self.qdrant_nodes.split(",") if n.strip()),
         )
 

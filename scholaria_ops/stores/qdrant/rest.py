@@ -91,6 +91,10 @@ class Rest:
     def __exit__(self, *exc: object) -> None:
         self._exit.close()
 
+    @property
+    def cancel(self) -> CancelToken | None:
+        return self._cancel
+
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def get(self, path: str, **params: str) -> Any:
@@ -117,6 +121,8 @@ class Rest:
         timeout_s: float | None = None,
     ) -> Reply:
         """Send one request and return the ``result`` of its JSON answer."""
+        import httpx
+
         payload: bytes | Iterable[bytes] | None = content
         sent = dict(headers or {})
         if body is not None:
@@ -131,6 +137,8 @@ class Rest:
                 timeout=self._timeout(timeout_s),
                 extensions={"trace": self._traced},
             )
+            # A response that was read and its stream hold each other: a page of points would stay until the collector finds it.
+            response.stream = httpx.ByteStream(b"")
             self.check(response.status_code, response.content, f"{method} {path}")
             return Reply(self._result(response, method, path), _date(response))
 

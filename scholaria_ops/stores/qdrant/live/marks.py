@@ -13,11 +13,12 @@ from scholaria_ops.stores.qdrant import canon
 from scholaria_ops.stores.qdrant.live.facts import Mark
 from scholaria_ops.stores.qdrant.measure import largest_page, vector_fields
 from scholaria_ops.stores.qdrant.names import file_name
-from scholaria_ops.stores.qdrant.points import Point, RestSource, Source, Wanted
+from scholaria_ops.stores.qdrant.points import Point, Source, Wanted, source_of
 from scholaria_ops.stores.qdrant.rest import Rest, at
 
-#: Over REST a vector component costs 0.12 µs: above this many, what is compared while people wait leaves vectors out.
+#: Over REST a vector component costs 0.12 µs, over gRPC 0.02: above so many, what is compared while people wait leaves vectors out.
 MAX_FLOATS = 16_000_000
+_MAX_FLOATS_GRPC = 100_000_000
 _DIGEST_BYTES = 8
 
 
@@ -64,17 +65,18 @@ def note(rest: Rest, collection: str, *, payloads: bool, vectors: bool) -> Noted
     """Read all points of a collection: their ids, and as much else as is asked for."""
     config = rest.get(at(collection))["config"]
     floats = sum(one.size or 64 for one in vector_fields(config))
-    source = Noting(RestSource(rest))
+    source = Noting(source_of(rest, moving=True))
     for _ in source.pages(Wanted(collection, payloads, vectors, floats, largest_page(config))):
         pass
     return source.noted
 
 
 def readable(rest: Rest, collection: str) -> bool:
-    """Whether all vectors of a collection can be read over REST while people wait."""
+    """Whether all vectors of a collection can be read while people wait."""
     info = rest.get(at(collection))
     floats = sum(one.size or 64 for one in vector_fields(info["config"]))
-    return int(info.get("points_count") or 0) * floats <= MAX_FLOATS
+    most = _MAX_FLOATS_GRPC if source_of(rest, moving=True).fast_vectors else MAX_FLOATS
+    return int(info.get("points_count") or 0) * floats <= most
 
 
 def marks_file(notebook: Notebook, collection: str) -> Path:

@@ -21,7 +21,7 @@ from scholaria_ops.stores.qdrant.live.marks import Noting, marks_file, save
 from scholaria_ops.stores.qdrant.live.plan import QdrantPlan, only, peers_of
 from scholaria_ops.stores.qdrant.load import recover_as, require_fitting_version
 from scholaria_ops.stores.qdrant.measure import Limits, Look, aliases_of, collections_of, measure_collection
-from scholaria_ops.stores.qdrant.points import RestSource
+from scholaria_ops.stores.qdrant.points import source_of
 from scholaria_ops.stores.qdrant.rest import Rest
 
 
@@ -145,7 +145,7 @@ def _bring(
     told.seconds[f"recover {one.item.collection}"] = done.seconds
     told.warnings.extend(done.notes)
     began = time.monotonic()
-    reading = Noting(RestSource(rest))
+    reading = Noting(source_of(rest, moving=False))
     found = measure_collection(rest, reading, one.side, Look.again(source.evidence, one.item.collection), limits)
     differences = _compared(source.evidence, known, found, rest.version)
     if losses(differences):
