@@ -78,10 +78,7 @@ def recover_as(
         StoreError: it was not recovered, or is not what was expected; what had come of it is deleted again.
     """
     began = time.monotonic()
-    if collection in collections_of(rest) or collection in aliases_of(rest):
-        raise Refused(
-            f"{rest.where} already has a collection or an alias {collection!r}", hint="Restore into an empty place.", store="qdrant"
-        )
+    require_free(rest, collection)
     filename = f"scholaria-ops-{uuid.uuid4().hex}.snapshot"
     compressed = artifact.compression == "gzip"
     size = artifact.raw_size_bytes if artifact.raw_size_bytes is not None else artifact.size_bytes
@@ -103,6 +100,12 @@ def recover_as(
     with contextlib.suppress(NotFound):
         rest.delete(at(collection, "snapshots", filename), timeout_s=120.0, wait="true")
     return Recovered(collection, points, time.monotonic() - began, notes + ((note,) if note else ()))
+
+
+def require_free(rest: Rest, name: str) -> None:
+    """Raise Refused if a collection or an alias of that name exists."""
+    if name in collections_of(rest) or name in aliases_of(rest):
+        raise Refused(f"{rest.where} already has a collection or an alias {name!r}", hint="Restore into an empty place.", store="qdrant")
 
 
 def wait_until_serving(rest: Rest, collection: str, ctx: Context, *, timeout_s: float) -> str:

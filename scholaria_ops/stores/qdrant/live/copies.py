@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from scholaria_ops.catalogue.artifacts import Artifact
-from scholaria_ops.errors import Refused, StoreError
+from scholaria_ops.errors import DiskFull, Refused, StoreError, StoreUnavailable
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.qdrant.load import recover_as, upload, wait_until_serving
+from scholaria_ops.stores.qdrant.load import recover_as, require_free, upload, wait_until_serving
 from scholaria_ops.stores.qdrant.measure import collections_of, exact_count
 from scholaria_ops.stores.qdrant.rest import NotFound, Rest, at
-from scholaria_ops.stores.qdrant.snapshot import make
+from scholaria_ops.stores.qdrant.snapshot import ServerSnapshot, make
 
 #: Uploads of ours bear this name on the server.
 UPLOAD = "scholaria-ops-"
@@ -29,25 +29,70 @@ _POLL_S = 0.1
 
 def downloaded(rest: Rest, collection: str, ctx: Context, *, timeout_s: float) -> tuple[Path, Artifact]:
     """A snapshot of a collection as a file in ``ctx.scratch``, compared with the server's own digest; none stays on the server."""
-    into = ctx.scratch / f"copy-{uuid.uuid4().hex}" / "copy.snapshot"
-    into.parent.mkdir(mode=0o700)
+    with _snapshot(rest, collection, ctx, timeout_s=timeout_s) as snapshot:
+        return _fetched(snapshot, ctx, timeout_s=timeout_s)
+
+
+@contextlib.contextmanager
+def _snapshot(rest: Rest, collection: str, ctx: Context, *, timeout_s: float) -> Iterator[ServerSnapshot]:
+    """A snapshot that stands on the server while the block lasts."""
     snapshot = make(rest, ctx, collection, timeout_s=timeout_s)
     try:
-        artifact = snapshot.download(into, gzip=False, on_bytes=lambda _: None, timeout_s=timeout_s)
+        yield snapshot
     finally:
         left = snapshot.remove()
         if left:
             ctx.log.warning("%s", left)
-    return into, artifact
+
+
+def _fetched(snapshot: ServerSnapshot, ctx: Context, *, timeout_s: float) -> tuple[Path, Artifact]:
+    into = ctx.scratch / f"copy-{uuid.uuid4().hex}" / "copy.snapshot"
+    into.parent.mkdir(mode=0o700)
+    return into, snapshot.download(into, gzip=False, on_bytes=lambda _: None, timeout_s=timeout_s)
 
 
 def copy(rest: Rest, source: str, to: str, ctx: Context, *, timeout_s: float) -> int:
-    """Make ``to`` (which must not exist) a copy of the collection ``source``; returns its points, exactly counted."""
-    file, artifact = downloaded(rest, source, ctx, timeout_s=timeout_s)
+    """Make ``to`` (which must not exist) a copy of the collection ``source``; returns its points, exactly counted.
+
+    The server fetches its own snapshot where it can; else the snapshot goes over this host.
+    """
+    with _snapshot(rest, source, ctx, timeout_s=timeout_s) as snapshot:
+        points = _by_itself(rest, snapshot, to, ctx, timeout_s=timeout_s)
+        if points is not None:
+            return points
+        file, artifact = _fetched(snapshot, ctx, timeout_s=timeout_s)
     try:
         return recover_as(rest, file, artifact, to, expected_points=None, ctx=ctx, timeout_s=timeout_s).points
     finally:
         file.unlink(missing_ok=True)
+
+
+def _by_itself(rest: Rest, snapshot: ServerSnapshot, to: str, ctx: Context, *, timeout_s: float) -> int | None:
+    """Have the server recover ``to`` from its own snapshot, by the address that we know it by; None if it cannot.
+
+    Measured (380 MB): 2.5 s of the server's processor time, and none of ours; over this host 3.3 s of both. The digest that it
+    gave with the snapshot is sent back, so whatever answers at that address cannot pass other bytes off as it.
+    """
+    if not rest.takes_checksum or snapshot.made.sha256 is None:
+        return None
+    require_free(rest, to)
+    body = {
+        "location": rest.connection.url.rstrip("/") + at(snapshot.collection, "snapshots", snapshot.made.name),
+        "priority": "snapshot",
+        "checksum": snapshot.made.sha256,
+        **({"api_key": key} if (key := rest.connection.api_key.get_secret_value()) else {}),
+    }
+    try:
+        rest.put(at(to, "snapshots", "recover"), body, timeout_s=timeout_s, wait="true")
+    except (DiskFull, StoreUnavailable):
+        raise
+    except StoreError as exc:
+        # It cannot reach itself by that name (a tunnel, a gateway, a certificate of its own), or takes no addresses.
+        ctx.log.info("%s does not fetch its own snapshot, which is taken over this host then: %s", rest.where, exc.message)
+        remove_collection(rest, to)
+        return None
+    wait_until_serving(rest, to, ctx, timeout_s=timeout_s)
+    return exact_count(rest, to)
 
 
 def pour(rest: Rest, file: Path, artifact: Artifact, into: str, ctx: Context, *, timeout_s: float) -> int:
