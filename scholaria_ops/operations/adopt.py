@@ -39,7 +39,7 @@ from scholaria_ops.stores.base import Context, Dump
 from scholaria_ops.stores.postgres import adopt as postgres
 from scholaria_ops.stores.postgres.dump import DumpOptions
 from scholaria_ops.stores.qdrant import adopt as qdrant
-from scholaria_ops.stores.qdrant.measure import Limits
+from scholaria_ops.stores.qdrant.measure import Limits, collections_of
 from scholaria_ops.stores.qdrant.names import opens
 from scholaria_ops.stores.qdrant.rest import Rest
 from scholaria_ops.stores.qdrant.scratch import program_version
@@ -95,10 +95,12 @@ def adopt(services: Services, reference: str, options: AdoptOptions, *, run_id: 
     legacy = entry.legacy
     if legacy is None:
         raise UsageError(f"{entry.name} is no old-style set: it is {entry.kind}", hint=_hint_for(entry))
-    names = _components(entry, legacy, options)
+    names = _components(entry, reference, legacy, options)
     origin = _origin(legacy, names, services)
     if known := _adopted_already(services, origin):
         services.progress.say(f"{entry.name} was adopted already, as {known.id}")
+        if not services.catalogue.find(known.id).verified_at:  # stopped before it was verified
+            _verified(services, known.id, run_id)
         return Adoption(known, entry.name, None)
     files = ", ".join(f.name for f in origin.files)
     services.progress.say(
@@ -112,18 +114,22 @@ def adopt(services: Services, reference: str, options: AdoptOptions, *, run_id: 
         services.locked(f"adopt {entry.name}"),
         services.context(f"adopt-{set_id}") as ctx,
     ):
-        sealed = _Job(services, legacy, names, options, origin, set_id, request, ctx).run()
+        sealed = _Job(services, reference, legacy, names, options, origin, set_id, request, ctx).run()
         audited.note(size_bytes=sealed.manifest.size_bytes, sums_sha256=sealed.sums_sha256)
+    return Adoption(sealed, entry.name, _verified(services, set_id, run_id))
+
+
+def _verified(services: Services, set_id: str, run_id: str) -> VerifyReport:
     report = verify(services, services.catalogue.find(set_id), "readable", run_id=run_id)
     report.raise_if_failed()
-    return Adoption(sealed, entry.name, report)
+    return report
 
 
 def _hint_for(entry: Entry) -> str:
     return f"Restore it as it is: scholaria-ops restore {entry.id}" if entry.set else entry.reason
 
 
-def _components(entry: Entry, legacy: LegacySet, options: AdoptOptions) -> tuple[StoreName, ...]:
+def _components(entry: Entry, reference: str, legacy: LegacySet, options: AdoptOptions) -> tuple[StoreName, ...]:
     """What is taken over. Nothing is left out in silence: a store that cannot be is refused until somebody says which others."""
     troubles = {name: legacy.trouble_of(name) for name in STORE_NAMES}
     sound = [name for name in STORE_NAMES if not troubles[name]]
@@ -132,13 +138,9 @@ def _components(entry: Entry, legacy: LegacySet, options: AdoptOptions) -> tuple
         rest = " ".join(f"--component {name}" for name in sound)
         raise Refused(
             f"{entry.name} cannot be restored as a whole: {'; '.join(wrong)}" if not options.components else f"{entry.name}: {wrong[0]}",
-            hint=f"What is sound can be restored alone: scholaria-ops restore {_reference(entry)} {rest}" if sound else "Use another set.",
+            hint=f"What is sound can be restored alone: scholaria-ops restore {reference} {rest}" if sound else "Use another set.",
         )
     return wanted
-
-
-def _reference(entry: Entry) -> str:
-    return str(entry.id)
 
 
 def _origin(legacy: LegacySet, names: Sequence[StoreName], services: Services) -> Adopted:
@@ -156,7 +158,8 @@ def _adopted_already(services: Services, origin: Adopted) -> BackupSet | None:
     """The newest set that was made of these very files, unless its newest verification failed."""
     for entry in reversed(services.catalogue.entries()):
         sealed = entry.last("sealed")
-        if entry.set and entry.verified_at and sealed and sealed.detail.get("adopted") == origin.name:
+        failed = entry.last("verified") and not entry.verified_at
+        if entry.set and not failed and sealed and sealed.detail.get("adopted") == origin.name:
             found = BackupSet.open(entry.directory)
             if found.manifest.origin.adopted == origin:
                 return found
@@ -168,6 +171,7 @@ class _Job:
     """One adoption under way, under the lock."""
 
     services: Services
+    reference: str
     legacy: LegacySet
     names: tuple[StoreName, ...]
     options: AdoptOptions
@@ -273,24 +277,27 @@ class _Job:
         limits = Limits()
         if (most := self.services.settings.qdrant_fingerprint_max_points) is not None:
             limits = replace(limits, fingerprint_max_points=most)
+        version, names = self._live_qdrant(ctx)
         try:
             old = qdrant.look_into(self.legacy.files_of("qdrant"), ctx, collection=self.options.collection)
         except Refused as exc:
             if "--collection" in exc.hint:
-                exc.hint += f" Then: scholaria-ops adopt {id_from_name(self.origin.name)} --collection NAME"
+                exc.hint = f"Name it once: scholaria-ops adopt {self.reference} --collection NAME, and repeat what you did. " + (
+                    f"The live Qdrant has {', '.join(names)}." if names else "The live Qdrant does not tell which it has."
+                )
             raise
-        return qdrant.adopt(old, into, self.set_id, self._named_at(), self._live_qdrant_version(ctx), limits, ctx)
+        return qdrant.adopt(old, into, self.set_id, self._named_at(), version, limits, ctx)
 
-    def _live_qdrant_version(self, ctx: Context) -> str:
-        """The live server's version, where it answers and its snapshots open here; else an empty string."""
+    def _live_qdrant(self, ctx: Context) -> tuple[str, list[str]]:
+        """The live server's version, if its snapshots open here, and its collections; empty where it does not answer."""
         ours = program_version(ctx.tools)
         try:
             with Rest(self.services.settings.qdrant, cancel=ctx.cancel) as rest:
-                return rest.version if ours and opens(rest.version, ours) else ""
+                return (rest.version if ours and opens(rest.version, ours) else ""), collections_of(rest)
         except OpsError as exc:
             ctx.cancel.check()
             self.services.log.info("the live Qdrant does not tell its version: %s", exc)
-            return ""
+            return "", []
 
     def _still_the_same(self) -> None:
         if _origin(self.legacy, self.names, self.services) != self.origin:

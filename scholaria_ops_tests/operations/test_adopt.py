@@ -111,6 +111,7 @@ def test_a_plain_dump_and_a_collections_own_snapshot_are_taken_over_too(
     with pytest.raises(Refused, match="does not say which collection") as refused:
         adopt(services, OLD_ID, AdoptOptions())
     assert f"scholaria-ops adopt {OLD_ID} --collection NAME" in refused.value.hint
+    assert sample_stack.collection in refused.value.hint, "the live names are there to choose from"
     nothing_left(services)
     found = adopt(services, OLD_ID, AdoptOptions(collection=sample_stack.collection))
     assert found.set.manifest.postgres
@@ -133,6 +134,26 @@ def test_a_saved_error_message_is_refused_and_the_rest_restorable_by_name(servic
     found = adopt(services, OLD_ID, AdoptOptions(components=("postgres", "redis")))
     assert (found.set.kind, list(found.set.manifest.missing)) == (Kind.PARTIAL, ["qdrant"])
     assert services.catalogue.find(found.set.id).kind is Kind.PARTIAL
+
+
+def test_a_set_that_lies_elsewhere_and_was_not_verified_in_time_is_verified_later(
+    services: Services, old_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its path, outside BACKUP_DIR; stopped between sealing and verifying."""
+
+    def stopped(*_args: object, **_more: object) -> None:
+        raise Cancelled("a test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scholaria_ops.operations.adopt.verify", stopped)
+        with pytest.raises(Cancelled):
+            adopt(services, str(old_set), AdoptOptions(components=("redis",)))
+    (entry,) = services.catalogue.entries()
+    assert not entry.verified_at
+    found = adopt(services, str(old_set), AdoptOptions(components=("redis",)))
+    assert (found.set.id, found.fresh) == (entry.id, False)
+    assert services.catalogue.find(found.set.id).verified_at
+    assert len(services.catalogue.entries()) == 1
 
 
 def _cut(path: Path) -> None:

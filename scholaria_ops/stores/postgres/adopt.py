@@ -306,5 +306,8 @@ def _warnings(old: Old, roles: tuple[str, ...], said: DatabaseEvidence | None) -
             "without a password and without the right to log in"
         )
     if said is None:
-        yield f"{old.path.name} is plain SQL, which does not tell the database's locale and owner: the locale C.UTF-8 is recorded"
+        yield (
+            f"{old.path.name} is plain SQL, which does not tell the locale, owner, settings and grants of the database itself: the locale "
+            "C.UTF-8 is recorded, and the owner of most tables"
+        )
     yield f"{old.path.name} does not tell the zone of its time: the set's name is read in BACKUP_TIMEZONE"
