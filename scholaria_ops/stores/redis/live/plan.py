@@ -298,7 +298,7 @@ def _steps(artifact: Artifact, where: str, pairs: Sequence[tuple[int, int]], pol
     steps += [
         f"send the data into the empty database(s) {spare}, read them back and compare them",
         f"swap database(s) {served} with {spare} and replace functions in one transaction; wait until a restart would serve them",
-        "once all stores are restored: write what was served before into an RDB here, prove it, and empty the spare database(s)",
+        "once all stores are restored: write what was served before into an RDB here, load that once more, and empty the spare database(s)",
     ]
     return tuple(steps)
 
