@@ -38,9 +38,10 @@ class Effect(Model):
     """One consequence of a restore, for the operator to weigh before it happens.
 
     ``lost``: is in the live store, not in the set. ``back``: in the set, not in the live store. ``reused``: ids that the
-    live store has given out and that would be given out again. ``dropped``, ``parked``: in the set and left out, or put
-    under another name. ``revived``: sessions that would be valid again. ``changed``: a name, a setting, a definition.
-    ``count`` is in rows, keys or points (None where it is no matter of counting); it is never below the truth for ``lost``.
+    live store has given out and that the set by itself would give out again (sequences are raised above them).
+    ``dropped``, ``parked``: in the set and left out, or put under another name. ``revived``: sessions that would be valid
+    again. ``changed``: a name, a setting, a definition. ``count`` is in rows, keys or points (None where it is no matter of
+    counting); it is never below the truth for ``lost``.
     """
 
     kind: EffectKind

@@ -164,7 +164,7 @@ def _reused(session: Session, evidence: PostgresEvidence, keys: Mapping[str, Key
         again = (now.last_value - first) // step + 1
         if again > 0:
             what = f"ids of {of_table[name]}" if name in of_table else f"values of sequence {name}"
-            detail = f"{first} to {now.last_value} would be given out again"
+            detail = f"{first} to {now.last_value}, given out since; the sequence is raised above them"
             yield Effect(kind="reused", what=what, count=again, detail=detail)
 
 
