@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks import phases
 from benchmarks.awscli import Aws
 from benchmarks.measure import Run, Series, settle, steps, timed
-from benchmarks.stage import BUCKET, HERE, Stage
+from benchmarks.stage import BUCKET, HERE, PROJECT, Stage
 from scholaria_ops.catalogue.layout import Layout
 from scholaria_ops.catalogue.records import Records
 from scholaria_ops.catalogue.sets import BackupSet
@@ -22,6 +22,7 @@ BY_HAND, BARE, OURS = "by hand", "bare tools, parallel", "scholaria-ops backup"
 BARE_RESTORE, REHEARSAL = "bare restores, parallel", "scholaria-ops rehearse"
 AWS_UP, SHIP, AWS_DOWN, FETCH = "aws s3 cp, up", "scholaria-ops ship", "aws s3 cp, down", "scholaria-ops fetch"
 AWS_PROVEN = "aws s3 cp up, down, sha256sum"
+SEND = "scholaria-ops, sending alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ CASES = (
     Case(AWS_UP, "e", "files in a bucket"),
     Case(AWS_DOWN, "e", "files on disk"),
     Case(AWS_PROVEN, "e", "files in a bucket, known to be right"),
+    Case(SEND, "e", "as ship, with nothing read back (for comparison only: no command does this)"),
     Case(SHIP, "e", "a set in a bucket, every byte read back and compared, committed last"),
     Case(FETCH, "e", "a set on disk, every byte checked, sealed"),
 )
@@ -148,10 +150,14 @@ class Bench:
         """The set to a bucket and back: by ``aws``, and shipped and fetched."""
         prefix = f"round-{number}"
         self._aws(taken, prefix)
+        self.add(SEND, lambda: self._send(taken, f"{prefix}-alone"))
         self.add(SHIP, lambda: self._ship(taken, prefix))
         elsewhere = self.stage.root / "fetched"
         self.add(FETCH, lambda: self._fetch(taken, prefix, elsewhere))
         shutil.rmtree(elsewhere)
+        self._remove(prefix)
+
+    def _remove(self, prefix: str) -> None:
         timed(self.aws.remove(f"s3://{BUCKET}/{prefix}/", self.stage.servers.s3.endpoint_url), self.stage.aws_environment())
 
     def _aws(self, taken: BackupSet, prefix: str) -> None:
@@ -170,6 +176,13 @@ class Bench:
         parts = {"up": up.seconds, "down": down.seconds, "sha256sum": check.seconds}
         self.series[AWS_PROVEN].runs.append(Run(sum(parts.values()), parts, None, max(up.busy, down.busy)))
         shutil.rmtree(back)
+
+    def _send(self, taken: BackupSet, prefix: str) -> Run:
+        """What counts is the sending itself, without the start of the process."""
+        env = self.stage.product_environment(self.stage.env_file(self.stage.backups, prefix=prefix))
+        ended = timed([str(self.stage.python), "-m", "benchmarks.sending", taken.id], env, cwd=PROJECT)
+        self._remove(prefix)
+        return Run(ended.seconds, steps(ended.output))
 
     def _ship(self, taken: BackupSet, prefix: str) -> Run:
         env = self.stage.product_environment(self.stage.env_file(self.stage.backups, prefix=prefix))

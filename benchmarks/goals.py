@@ -30,7 +30,7 @@ class Goal:
 def speed_goals(series: Mapping[str, Series], aws_start_s: float) -> list[Goal]:
     """The promises about time, judged by medians. ``aws_start_s`` is what the mere start of ``aws`` takes."""
     took = {name: one.median for name, one in series.items()}
-    sending_s = series[cases.SHIP].parts()[phases.SENDING]
+    sending_s = series[cases.SEND].parts()[phases.SENDING]
     return [
         Goal(
             "a backup takes at most a sixth of doing it by hand (times faster)", took[cases.BY_HAND] / took[cases.OURS], 6.0, at_least=True
