@@ -17,7 +17,7 @@ from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.postgres.live import PostgresLive, PostgresPlan
+from scholaria_ops.stores.postgres.live import PostgresLive, PostgresPlan, mark_of
 from scholaria_ops.stores.postgres.live import server as live_server
 from scholaria_ops.stores.postgres.live.names import beside
 from scholaria_ops.stores.postgres.names import quoted
@@ -505,3 +505,22 @@ def test_f83_a_cancelled_stage_leaves_nothing(
         store.stage(plan, source_of(sealed), notebook, context_factory(cancel=token))
     assert standing(home) == held
     assert our_children() == []
+
+
+def test_the_same_set_again_loses_exactly_what_was_written_since_it_was_restored(
+    live: PostgresConnection, sealed: MadeSet, tmp_path: Path, context_factory: ContextFactory
+) -> None:
+    notebook = FileNotebook(tmp_path / "notebook")
+
+    def earlier(*, identity: str, oid: int, set_id: str) -> int | None:
+        return mark_of(notebook, identity=identity, oid=oid) if set_id == source_of(sealed).set_id else None
+
+    restore(PostgresLive(live), sealed, notebook, context_factory())
+    execute(live, "INSERT INTO topic (name) SELECT 'new' FROM generate_series(1, 3)", "DELETE FROM loose WHERE a > 8")
+    plan = PostgresLive(live, restored=earlier).plan(source_of(sealed), context_factory())
+    found = {(e.kind, e.what): (e.count, "at most" in e.detail) for e in plan.effects if e.kind in {"lost", "back"}}
+    assert found == {("lost", "table public.topic"): (3, False), ("back", "table public.loose"): (2, False)}
+    other = replace(source_of(sealed), set_id="20241001_030000")
+    by_content = PostgresLive(live, restored=earlier).plan(other, context_factory()).effects
+    assert [(e.count, "at most" in e.detail) for e in by_content if (e.kind, e.what) == ("lost", "table public.topic")] == [(103, True)]
+    assert mark_of(notebook, identity="of another server", oid=plan.live_oid or 0) is None

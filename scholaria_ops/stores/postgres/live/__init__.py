@@ -4,6 +4,7 @@
 """
 
 from scholaria_ops.stores.postgres.live.plan import PostgresPlan
+from scholaria_ops.stores.postgres.live.records import mark_of
 from scholaria_ops.stores.postgres.live.store import PostgresLive
 
-__all__ = ["PostgresLive", "PostgresPlan"]
+__all__ = ["PostgresLive", "PostgresPlan", "mark_of"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence, TableEvidence
 from scholaria_ops.connections import PostgresConnection
@@ -18,7 +18,7 @@ from scholaria_ops.stores.postgres.live.effects import comparable_mark, effects
 from scholaria_ops.stores.postgres.live.names import beside
 from scholaria_ops.stores.postgres.live.obstacles import Situation, free_bytes, objections, replicated
 from scholaria_ops.stores.postgres.live.server import Database, databases, maintenance, named
-from scholaria_ops.stores.postgres.live.writes import tables, unreadable
+from scholaria_ops.stores.postgres.live.writes import tables, unreadable, within_reach
 from scholaria_ops.stores.postgres.measure import system_identifier
 from scholaria_ops.stores.postgres.session import Session, open_session
 from scholaria_ops.stores.postgres.store import measure_database
@@ -47,8 +47,24 @@ class PostgresPlan(StorePlan):
     accept_replication: bool = False
 
 
+class Restored(Protocol):
+    """Who knows earlier restores."""
+
+    def __call__(self, *, identity: str, oid: int, set_id: str) -> int | None:
+        """The transaction from which on rows of a database were written since it was put in its place as that very set.
+
+        None if no restore that is known did that.
+        """
+
+
 def make_plan(
-    connection: PostgresConnection, source: Source[PostgresEvidence], ctx: Context, *, jobs: int, accept_replication: bool
+    connection: PostgresConnection,
+    source: Source[PostgresEvidence],
+    ctx: Context,
+    *,
+    jobs: int,
+    accept_replication: bool,
+    restored: Restored | None = None,
 ) -> PostgresPlan:
     """See :meth:`scholaria_ops.stores.live.LiveStore.plan`."""
     evidence = source.evidence
@@ -60,7 +76,8 @@ def make_plan(
         with _inside(connection, live, ctx) as (inside, trouble):
             found = Situation(session, inside, evidence, connection.dbname, existing, live, missing)
             against = [*_unidentified(session, identity), *_closed(live), *objections(found, ctx, accept_replication=accept_replication)]
-            consequences = [*_effects(connection, inside, trouble, source, ctx), *_notes(found)]
+            of_set = restored(identity=identity, oid=live.oid, set_id=source.set_id) if restored and identity and live else None
+            consequences = [*_effects(connection, inside, trouble, source, ctx, of_set), *_notes(found)]
             warnings = tuple(_warnings(found))
         size = evidence.database.size_bytes
         need = Need(
@@ -130,7 +147,12 @@ def _closed(live: Database | None) -> Iterator[Objection]:
 
 
 def _effects(
-    connection: PostgresConnection, inside: Session | None, trouble: OpsError | None, source: Source[PostgresEvidence], ctx: Context
+    connection: PostgresConnection,
+    inside: Session | None,
+    trouble: OpsError | None,
+    source: Source[PostgresEvidence],
+    ctx: Context,
+    of_set: int | None,
 ) -> Iterator[Effect]:
     evidence = source.evidence
     if trouble:
@@ -139,6 +161,8 @@ def _effects(
         yield Effect(kind="back", what="all rows", count=evidence.rows, detail=f"in {len(evidence.tables):,} tables")
         return
     mark = comparable_mark(inside, evidence)
+    if mark is None and of_set is not None and within_reach(inside, of_set):
+        mark = of_set  # it was this very set when it was put in its place: what is older came from it
     measured: Mapping[str, TableEvidence] = {}
     if mark is None:  # another database than that of the cut: only the content itself can tell
         try:

@@ -83,3 +83,9 @@ def require(notebook: Notebook) -> Record:
     if record is None:
         raise Refused(f"restore {notebook.restore_id} has not touched PostgreSQL", hint="There is nothing to go on with.", store="postgres")
     return record
+
+
+def mark_of(notebook: Notebook, *, identity: str, oid: int) -> int | None:
+    """See :class:`.plan.Restored`, of one restore: None unless it put this very database in its place."""
+    record = read(notebook)
+    return record.mark if record and (record.identity, record.new_oid) == (identity, oid) and record.staged else None

@@ -8,7 +8,7 @@ from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Notebook, Source, Staged, Switched
 from scholaria_ops.stores.postgres.live import records, undo
-from scholaria_ops.stores.postgres.live.plan import PostgresPlan, make_plan
+from scholaria_ops.stores.postgres.live.plan import PostgresPlan, Restored, make_plan
 from scholaria_ops.stores.postgres.live.server import guarded, require_identity
 from scholaria_ops.stores.postgres.live.stage import Stage
 from scholaria_ops.stores.postgres.live.switch import switch
@@ -27,18 +27,22 @@ class PostgresLive:
         connection: the live database, and a role that may make, rename and drop databases and end sessions (a superuser,
             or see the plan's objections). The role that backups use is usually not enough.
         jobs: parallel jobs of ``pg_restore``.
+        restored: who knows earlier restores; without it a plan compares all content wherever rows cannot be dated by the set.
         accept_replication: go on although slots, publications, subscriptions or standbys are bound to the database.
     """
 
     name: StoreName = "postgres"
 
-    def __init__(self, connection: PostgresConnection, *, jobs: int = 2, accept_replication: bool = False) -> None:
+    def __init__(
+        self, connection: PostgresConnection, *, jobs: int = 2, accept_replication: bool = False, restored: Restored | None = None
+    ) -> None:
         self.connection = connection
         self.jobs = jobs
         self.accept_replication = accept_replication
+        self._restored = restored
 
     def plan(self, source: Source[PostgresEvidence], ctx: Context) -> PostgresPlan:
-        return make_plan(self.connection, source, ctx, jobs=self.jobs, accept_replication=self.accept_replication)
+        return make_plan(self.connection, source, ctx, jobs=self.jobs, accept_replication=self.accept_replication, restored=self._restored)
 
     def stage(self, plan: PostgresPlan, source: Source[PostgresEvidence], notebook: Notebook, ctx: Context) -> Staged:
         return Stage(self.connection, plan, source, notebook, ctx, self.jobs).run()
