@@ -28,7 +28,7 @@ from scholaria_ops.sandbox.fetch import fetch_tools
 from scholaria_ops.sandbox.sample import BENCH
 
 _REPORT = PROJECT / "docs" / "benchmarks.md"
-_QUICK_FACTOR = 0.05
+_QUICK_FACTOR = 0.01
 _MEMORY_FACTORS = (1.0, 4.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -14,10 +15,12 @@ import pytest
 from pydantic import SecretStr
 
 from scholaria_ops.catalogue.ledger import Ledger
+from scholaria_ops.offsite.base import MARKER
 from scholaria_ops.offsite.s3 import S3Options, S3Target
 from scholaria_ops.sandbox.s3 import S3Server
 from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops_tests.offsite.proxy import FaultProxy, running
+from scholaria_ops_tests.offsite.support import FOLDER, LARGE, SMALL, LocalSet, make_set
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -46,6 +49,16 @@ class Bucket:
     def half_sent(self) -> list[str]:
         """Keys of multipart uploads that were begun and not finished."""
         return [u["Key"] for u in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())]
+
+
+def assert_whole(bucket: Bucket, local: LocalSet) -> None:
+    """Every object is, byte for byte, what was to be shipped (looked at past the product and the proxy)."""
+    there = {key.removeprefix(FOLDER): hashlib.sha256(bucket.read(key)).hexdigest() for key in bucket.list_keys() if key.startswith(FOLDER)}
+    assert there == local.expected
+
+
+def assert_uncommitted(bucket: Bucket) -> None:
+    assert FOLDER + MARKER not in bucket.list_keys()
 
 
 @pytest.fixture(scope="session")
@@ -121,6 +134,22 @@ def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
     """A proxy in front of the S3 server; without rules it changes nothing."""
     with running(s3_server.endpoint_url) as found:
         yield found
+
+
+@pytest.fixture
+def target(make_target: TargetFactory, proxy: FaultProxy) -> S3Target:
+    """The product, talking through the proxy."""
+    return make_target(endpoint_url=proxy.url)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> LocalSet:
+    return make_set(tmp_path / "local", SMALL)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> LocalSet:
+    return make_set(tmp_path / "local", LARGE)
 
 
 @pytest.fixture(autouse=True)

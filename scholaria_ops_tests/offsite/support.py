@@ -15,6 +15,8 @@ from scholaria_ops.progress import Progress, Silent
 LAST = ("SHA256SUMS", "backup_manifest.json")
 NAME = "scholaria_backup_20241001_020000"
 MIB = 1 << 20
+#: Where the set of that name stands in a test's bucket.
+FOLDER = f"house/scholaria/{NAME}/"
 
 
 def noise(size: int, seed: int) -> bytes:
@@ -86,3 +88,5 @@ VARIED = {
 }
 #: Everything in single requests: quick.
 SMALL = {"a.bin": 50_000, "folder/b.bin": 7_000, "empty": 0}
+#: With a file that is sent in parts.
+LARGE = {"big.bin": 10 * MIB + 3, "a.bin": 9_000, "b.bin": 0}

@@ -38,11 +38,6 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OffsiteTa
     made.close()
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> LocalSet:
-    return make_set(tmp_path / "local", SMALL)
-
-
 class Counting(Silent):
     """Adds up what is reported per task."""
 

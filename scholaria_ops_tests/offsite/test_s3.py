@@ -24,27 +24,10 @@ from scholaria_ops.progress import Silent
 from scholaria_ops_tests.offsite import proxy as faults
 from scholaria_ops_tests.offsite.conftest import Bucket, TargetFactory, options_for
 from scholaria_ops_tests.offsite.proxy import Exchange, FaultProxy, fail
-from scholaria_ops_tests.offsite.support import MIB, NAME, SMALL, LocalSet, make_set
+from scholaria_ops_tests.offsite.support import FOLDER, MIB, NAME, SMALL, LocalSet, make_set
 from scholaria_ops_tests.offsite.tls import TlsFront, tls_front
 
 CANCEL = CancelToken()
-FOLDER = f"house/scholaria/{NAME}/"
-LARGE = {"big.bin": 10 * MIB + 3, "a.bin": 9_000}
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> LocalSet:
-    return make_set(tmp_path / "local", SMALL)
-
-
-@pytest.fixture
-def large(tmp_path: Path) -> LocalSet:
-    return make_set(tmp_path / "local", LARGE)
-
-
-@pytest.fixture
-def target(make_target: TargetFactory, proxy: FaultProxy) -> S3Target:
-    return make_target(endpoint_url=proxy.url)
 
 
 # --- preflight -------------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ put its password, if it has one, into REDISCLI_AUTH:
     redis-cli -p "$REDIS_PORT" CONFIG SET appendonly yes
     while redis-cli -p "$REDIS_PORT" INFO persistence | grep -qE "aof_rewrite_(in_progress|scheduled):1"; do sleep 0.2; done
     redis-cli -p "$REDIS_PORT" INFO persistence | grep aof_last_bgrewrite_status:ok
-    redis-cli -p "$REDIS_PORT" SHUTDOWN NOSAVE || true
+    redis-cli -p "$REDIS_PORT" SHUTDOWN NOSAVE
     while redis-cli -p "$REDIS_PORT" PING >/dev/null 2>&1; do sleep 0.2; done
 
 5. Start Redis as usual and compare with the numbers in backup_manifest.json (keys that expired since are gone):

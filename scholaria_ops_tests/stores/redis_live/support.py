@@ -14,16 +14,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from scholaria_ops.catalogue.evidence.redis import RedisEvidence
 from scholaria_ops.connections import RedisConnection
+from scholaria_ops.errors import Refused
 from scholaria_ops.files import make_private_dir, rename_durably, write_private
 from scholaria_ops.sandbox.redis import RedisServer
 from scholaria_ops.stores.live import Fact, Source
+from scholaria_ops.stores.redis.live import RedisLive, RedisPlan
 from scholaria_ops.stores.redis.live.swap import function_code
 from scholaria_ops.stores.redis.wire import connect
+from scholaria_ops_tests.conftest import ContextFactory
 from scholaria_ops_tests.stores.redis_support import DAY_MS, Backup, now_ms
 
 RESTORE_ID = "20260203_040506"
+#: The server answers a request for a snapshot at once.
+QUICK = {"repl-diskless-sync-delay": "0"}
 
 
 class DiskNotebook:
@@ -188,3 +195,25 @@ def die_in_child(work: Callable[[], object]) -> bool:
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     assert killed or os.waitstatus_to_exitcode(status) == 0, f"the child ended with status {status}"
     return killed
+
+
+def planned(live: RedisLive, backup: Backup, context_factory: ContextFactory) -> RedisPlan:
+    plan = live.plan(source_of(backup), context_factory())
+    assert plan.objections == ()
+    return plan
+
+
+def switched(live: RedisLive, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory) -> RedisPlan:
+    plan = planned(live, backup, context_factory)
+    live.stage(plan, source_of(backup), notebook, context_factory())
+    live.switch(plan, notebook, context_factory())
+    return plan
+
+
+def objection(server: RedisServer, backup: Backup, context_factory: ContextFactory) -> str:
+    plan = RedisLive(server.connection).plan(source_of(backup), context_factory())
+    assert plan.objections
+    assert plan.objections[0].hint
+    with pytest.raises(Refused):
+        RedisLive(server.connection).stage(plan, source_of(backup), DiskNotebook(backup.directory / "n"), context_factory())
+    return plan.objections[0].message

@@ -15,13 +15,13 @@ import pytest
 from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.sandbox.postgres import PostgresServer
-from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.postgres import load as loading
 from scholaria_ops.stores.postgres.live import PostgresLive, PostgresPlan, swap
 from scholaria_ops.stores.postgres.store import PostgresStore
 from scholaria_ops_tests.conftest import ContextFactory
-from scholaria_ops_tests.stores.postgres_live_support import (
+from scholaria_ops_tests.stores.postgres_live.support import (
+    NAME,
     SMALL,
     FileNotebook,
     die,
@@ -35,7 +35,6 @@ from scholaria_ops_tests.stores.postgres_live_support import (
 from scholaria_ops_tests.stores.postgres_support import MadeSet, database, emptied, execute, make_set
 
 pytestmark = [pytest.mark.slow(4), pytest.mark.timeout(900)]
-NAME = "killed"
 
 
 @dataclass
@@ -68,13 +67,6 @@ class Estate:
 
     def require_restored(self) -> None:
         assert different(self.made.evidence, evidence_now(self.connection, self.ctx)) == []
-
-
-@pytest.fixture(scope="module")
-def home(sandbox: Sandbox) -> Iterator[PostgresServer]:
-    server = sandbox.postgres(name="killed-postgres")
-    yield server
-    server.stop()
 
 
 @pytest.fixture

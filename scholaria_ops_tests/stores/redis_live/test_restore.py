@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,10 @@ from scholaria_ops.catalogue.evidence.redis import RedisEvidence
 from scholaria_ops.errors import Refused
 from scholaria_ops.sandbox.redis import RedisServer
 from scholaria_ops.sandbox.sandbox import Sandbox
-from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.live import Effect, LiveStore
 from scholaria_ops.stores.redis.live import RedisLive, RedisPlan
 from scholaria_ops_tests.conftest import ContextFactory
-from scholaria_ops_tests.stores.redis_live_support import (
+from scholaria_ops_tests.stores.redis_live.support import (
     RESTORE_ID,
     Application,
     DiskNotebook,
@@ -27,12 +25,6 @@ from scholaria_ops_tests.stores.redis_live_support import (
 from scholaria_ops_tests.stores.redis_support import LIBRARY, Backup, commands, fill, now_ms, take
 
 POLICY = {"repl-diskless-sync-delay": "0", "maxmemory-policy": "allkeys-lru", "appendonly": "yes"}
-
-
-@pytest.fixture
-def box(tools: Tools, tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "box", tools) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -49,11 +41,6 @@ def backup(server: RedisServer, tmp_path: Path, context_factory: ContextFactory)
     backup = take(server, context_factory(), tmp_path / "set")
     grow(server)
     return backup
-
-
-@pytest.fixture
-def notebook(tmp_path: Path) -> DiskNotebook:
-    return DiskNotebook(tmp_path / "notebook")
 
 
 def effects(plan: RedisPlan, kind: str) -> dict[str, int | None]:

@@ -23,12 +23,14 @@ from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Fact, Source
 from scholaria_ops.stores.postgres.compare import compare
-from scholaria_ops.stores.postgres.live import PostgresLive
+from scholaria_ops.stores.postgres.live import PostgresLive, PostgresPlan
 from scholaria_ops.stores.postgres.measure import Scope, Watch, begin_snapshot, measure, take_snapshot
 from scholaria_ops.stores.postgres.session import open_session
 from scholaria_ops_tests.stores.postgres_support import MadeSet, ask
 
 RESTORE_ID = "20241002_030405"
+NAME = "live"
+SIDE, BEFORE, AFTER = (f"{NAME}_{word}_{RESTORE_ID}" for word in ("restore", "before", "after"))
 #: A table numbered by a sequence, one numbered by identity, one without a key.
 SMALL = (
     "CREATE TABLE topic (id serial PRIMARY KEY, name text NOT NULL)",
@@ -198,3 +200,10 @@ def restore(live: PostgresLive, made: MadeSet, notebook: FileNotebook, ctx: Cont
     switched = live.switch(plan, notebook, ctx)
     live.finish(notebook, ctx)
     return switched.lockout_s
+
+
+def staged(live: PostgresConnection, sealed: MadeSet, notebook: FileNotebook, ctx: Context) -> tuple[PostgresLive, PostgresPlan]:
+    store = PostgresLive(live)
+    plan = store.plan(source_of(sealed), ctx)
+    store.stage(plan, source_of(sealed), notebook, ctx)
+    return store, plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,17 @@ import pytest
 
 from scholaria_ops.sandbox.redis import RedisServer
 from scholaria_ops.sandbox.sandbox import Sandbox, reap
-from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.redis import load
 from scholaria_ops.stores.redis.live import RedisLive, staging, swap
 from scholaria_ops.stores.redis.live import crossing as crossings
 from scholaria_ops.stores.redis.live import keep as keeping
 from scholaria_ops_tests.conftest import ContextFactory
-from scholaria_ops_tests.stores.redis_live_support import DiskNotebook, MortalNotebook, content, die_in_child, grow, source_of
+from scholaria_ops_tests.stores.redis_live.support import DiskNotebook, MortalNotebook, content, die_in_child, grow, source_of
 from scholaria_ops_tests.stores.redis_support import Backup, commands, fill, take
 
 #: Writes into the notebook: two while staging, one for the switch, two for finishing, five for undo.
 _STAGE, _SWITCH, _FINISH, _ALL = 2, 3, 5, 10
-
-
-@pytest.fixture
-def box(tools: Tools, tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "box", tools) as opened:
-        yield opened
 
 
 @pytest.fixture

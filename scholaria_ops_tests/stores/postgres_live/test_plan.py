@@ -20,7 +20,8 @@ from scholaria_ops.stores.postgres.live import PostgresLive
 from scholaria_ops.stores.postgres.live.names import being_restored, beside, free_beside
 from scholaria_ops.stores.postgres.store import PostgresStore
 from scholaria_ops_tests.conftest import ContextFactory
-from scholaria_ops_tests.stores.postgres_live_support import (
+from scholaria_ops_tests.stores.postgres_live.support import (
+    NAME,
     SMALL,
     FileNotebook,
     different,
@@ -30,22 +31,7 @@ from scholaria_ops_tests.stores.postgres_live_support import (
     source_of,
     standing,
 )
-from scholaria_ops_tests.stores.postgres_support import MadeSet, ask, database, emptied, execute, make_set
-
-NAME = "planned"
-
-
-@pytest.fixture(scope="module")
-def home(sandbox: Sandbox) -> Iterator[PostgresServer]:
-    server = sandbox.postgres(name="planned-postgres")
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def live(home: PostgresServer) -> Iterator[PostgresConnection]:
-    with emptied(home), database(home, NAME, *SMALL) as connection:
-        yield connection
+from scholaria_ops_tests.stores.postgres_support import MadeSet, ask, database, execute, make_set
 
 
 @pytest.fixture
