@@ -9,10 +9,15 @@ ends (measured: 1.65 s for importing everything and ending, 0.97 s in this way).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
+import os
+import sys
+import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 #: Parameters of glibc's ``mallopt``, and what they are set to: blocks of this size or more (bytes) are given back to the
 #: kernel as soon as they are free, and threads share this many heaps. What streams pass through (1 to 2 MB at a time) must
@@ -37,6 +42,22 @@ def importing() -> Iterator[None]:
 def about_to_end() -> None:
     """Spare the interpreter a last search through everything; the kernel takes back all memory anyway."""
     gc.freeze()
+
+
+def end(code: int) -> NoReturn:
+    """End this process as the interpreter would, but leave what it holds to the kernel instead of taking it apart piece by piece.
+
+    Threads are waited for, functions that were registered for the end are run, and what was printed is written.
+    (Measured: 0.05 s of processor time with everything loaded, 0.015 s in this way.)
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # what the interpreter itself calls first
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(code)  # nobody reads it any more; the interpreter knows what to say and to answer
+    os._exit(code)
 
 
 def frugal_memory() -> None:

@@ -22,9 +22,9 @@ def held():
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon:")) // 1024
 for _ in range(2):  # the C library learns from the first blocks that are freed
     blocks, pins = [], []
-    for _ in range(64):
-        blocks.append(bytearray(b"x") * (1 << 20))
-        pins.append([bytes(2000) for _ in range(10)])  # each holds the heap where it is
+    for _ in range(16):
+        blocks.append(bytearray(b"x") * (5 << 20))
+        pins.append([bytes(2000) for _ in range(40)])  # each holds the heap where it is
     before = held()
     del blocks
 print(before - held())
@@ -54,3 +54,22 @@ def test_large_blocks_go_back_to_the_kernel() -> None:
     frugal, usual = (int(run([sys.executable, "-c", _GIVES_BACK.format(frugal=one)]).stdout) for one in (True, False))
     assert frugal >= 60
     assert usual < 60, "the C library gives memory back by itself: the setting is not needed any more"
+
+
+_ENDS = """
+import atexit, sys, threading, time
+from scholaria_ops.startup import end
+atexit.register(lambda: print("registered", end=" "))
+def late():
+    time.sleep(0.5)
+    print("thread", end=" ")
+threading.Thread(target=late).start()
+print("main", end=" ")
+print("trouble", end="", file=sys.stderr)
+end(3)
+"""
+
+
+def test_a_quick_end_waits_for_threads_runs_what_was_registered_and_writes_what_was_printed() -> None:
+    ended = run([sys.executable, "-c", _ENDS], check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr_tail) == (3, b"main thread registered ", "trouble")

@@ -26,7 +26,7 @@ from scholaria_ops.errors import (
     VerificationFailed,
 )
 from scholaria_ops.settings import ENV_FILE_VARIABLE
-from scholaria_ops.startup import about_to_end, frugal_memory, importing
+from scholaria_ops.startup import about_to_end, end, frugal_memory, importing
 
 #: As shells report a program that Ctrl-C ended.
 _STOPPED = 130
@@ -97,7 +97,7 @@ def main() -> None:
         result = app(standalone_mode=False)
         if result == _STOPPED:
             raise KeyboardInterrupt
-        sys.exit(result if isinstance(result, int) else 0)
+        end(result if isinstance(result, int) else 0)
     except KeyboardInterrupt:
         err.print("stopped; nothing half done was left behind")
         sys.exit(_STOPPED)

@@ -8,17 +8,18 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
-from rich.table import Table
 from rich.text import Text
 
 from scholaria_ops.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 #: Width of tables when nobody looks at a terminal: nothing is folded then, so that lines can be searched.
 _PIPED_WIDTH = 10_000
@@ -58,6 +59,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title:
     if len(rows) > _MANY_ROWS:
         _print_plainly(columns, rows, right)
         return
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -141,6 +144,9 @@ def showing_progress() -> Iterator[Progress]:
     if not err.is_terminal:
         yield Lines()
         return
+    from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
+
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TimeElapsedColumn())
     with RichProgress(*columns, console=err, transient=False) as progress:
         yield Bars(progress)
