@@ -201,7 +201,8 @@ def test_a_damaged_artifact_never_reaches_the_target(box: Sandbox, backup: Backu
 
 def test_staging_beside_live_data_and_swapping(box: Sandbox, backup: Backup, context_factory: ContextFactory) -> None:
     """What a restore of a live server does: nothing of its data changes until the swap, and the swap is one instant."""
-    live = box.redis(name="live", config={"appendonly": "yes", "repl-diskless-sync-delay": "0"})
+    # Synchronously: with every second's fsync, a write to the file may be put off by two seconds where the disk is busy.
+    live = box.redis(name="live", config={"appendonly": "yes", "appendfsync": "always", "repl-diskless-sync-delay": "0"})
     commands(live, ("SET", "old", "0"), ("SELECT", 3), ("SET", "old", "3"))
     mapping = {0: 10, 3: 11}
     ctx = context_factory()

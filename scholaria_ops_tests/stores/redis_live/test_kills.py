@@ -107,7 +107,7 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
     "marked, not yet without eviction": (staging, "forbid_eviction", False),
     "about to send": (load, "stage_into", False),
     "sent, not compared": (load, "stage_into", True),
-    "compared": (staging, "measure_part", True),
+    "compared": (staging, "compare_with_sent", True),
     "about to swap": (crossings, "exchange", False),
     "swapped, nothing written down": (crossings, "exchange", True),
     "while keeping": (keeping, "_write", True),

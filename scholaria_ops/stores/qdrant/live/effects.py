@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from scholaria_ops.catalogue.evidence.qdrant import CollectionEvidence, QdrantEvidence
-from scholaria_ops.errors import Cancelled, OpsError, StoreError
+from scholaria_ops.errors import Cancelled, OpsError, StoreError, StoreUnavailable
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Source
 from scholaria_ops.stores.qdrant import canon
@@ -99,6 +99,8 @@ def points_effects(
             try:
                 live = note(rest, old, payloads=known.points <= PAYLOADS_UP_TO, vectors=False)
             except StoreError as exc:
+                if isinstance(exc, StoreUnavailable) and rest.connection.grpc_address:
+                    raise  # over REST it has just answered: it is the other port where nobody is
                 damaged[old] = why_silent(rest, exc)
         if live is None:
             yield Effect(
