@@ -160,12 +160,12 @@ def test_ten_thousand_sets_are_judged_quickly(tmp_path: Path) -> None:
     services.check_directory()
     first = make_set(services.catalogue, datetime(2026, 3, 1, tzinfo=UTC), tier="daily", verified=True)
     _multiply(services, first, 10_000)
-    began = time.monotonic()
+    began = time.process_time()
     report = check_health(services, Content())
-    seconds = time.monotonic() - began
+    seconds = time.process_time() - began
     assert "10,000" in report.of("catalogue")[0].what.replace("10000", "10,000")
-    # 2 s are asked for on a quiet machine; a busy one gets its time, a quadratic loop does not.
-    assert seconds < 20, f"{seconds:.1f} s"
+    # 2 s are asked for on a quiet machine. Processor time, which others' work hardly lengthens: a quadratic loop takes far more.
+    assert seconds < 10, f"{seconds:.1f} s of processor time"
 
 
 def _multiply(services: Services, one: BackupSet, count: int) -> None:
