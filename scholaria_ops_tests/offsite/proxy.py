@@ -293,6 +293,19 @@ def verify_checksum(exchange: Exchange) -> None:
     exchange.reply(exchange.forward())
 
 
+def without_conditions(proxy: FaultProxy, how: str) -> None:
+    """A service without conditional writes: it ignores the condition (``ignored``) or refuses it."""
+
+    def ignore(exchange: Exchange) -> None:
+        del exchange.request.headers["If-None-Match"]
+        exchange.reply(exchange.forward())
+
+    action = (
+        ignore if how == "ignored" else fail(501, "NotImplemented", "A header you provided implies functionality that is not implemented.")
+    )
+    proxy.on("PutObject", action, when=lambda r: "If-None-Match" in r.headers)
+
+
 @contextlib.contextmanager
 def running(upstream: str) -> Iterator[FaultProxy]:
     proxy = FaultProxy(upstream)

@@ -9,7 +9,7 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from scholaria_ops.stores.live import Fact, Source
 from scholaria_ops.stores.qdrant import QdrantStore
 from scholaria_ops.stores.qdrant.live import QdrantLive, copies
 from scholaria_ops_tests.conftest import ContextFactory
+from scholaria_ops_tests.stores.forked import in_a_child
 from scholaria_ops_tests.stores.qdrant_live_support import (
     ALIAS,
     ALIASED,
@@ -56,19 +57,6 @@ class Deadly(FileNotebook):
         super().write(**facts)
         if self._left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def in_a_child(work: Callable[[], object]) -> int:
-    """Do something in a child process; returns its process id's wait status as a return code (-9: killed)."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.fixture(scope="module")

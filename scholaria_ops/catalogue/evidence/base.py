@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal
@@ -39,9 +40,9 @@ class StoreEvidence(Model):
     #: The instant that the dump shows. For Qdrant the instant of the last collection's snapshot.
     cut_at: AwareDatetime
 
+    @abstractmethod
     def headline(self) -> Mapping[str, int]:
         """The counts an operator asks for first, for example ``{"rows": 120480, "tables": 7}``."""
-        raise NotImplementedError
 
 
 def compare_mappings(

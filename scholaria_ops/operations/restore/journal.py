@@ -85,7 +85,7 @@ class FileNotebook:
 
     def write(self, **facts: Fact) -> None:
         with self._lock:
-            replace_file(self._path, json.dumps({**self._facts(), **facts}, ensure_ascii=False, indent=1).encode())
+            replace_durably(self._path, json.dumps({**self._facts(), **facts}, ensure_ascii=False, indent=1).encode())
 
     def _facts(self) -> dict[str, Any]:
         try:
@@ -121,7 +121,7 @@ class Journals:
     def write(self, journal: Journal) -> Journal:
         """Put down a journal's state durably; returns it."""
         make_private_dir(self.directory(journal.id), exist_ok=True)
-        replace_file(self.directory(journal.id) / "journal.json", journal.model_dump_json(indent=1).encode())
+        replace_durably(self.directory(journal.id) / "journal.json", journal.model_dump_json(indent=1).encode())
         return journal
 
     def all(self) -> list[Journal]:
@@ -165,11 +165,6 @@ class Journals:
             raise Refused(f"cannot read {path}: {exc.strerror}", hint="Mend it; nothing is restored without it.") from exc
         except ValidationError:
             raise _not_understood(path) from None
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace a private file whole and durably."""
-    replace_durably(path, data)
 
 
 def _not_understood(path: Path) -> Refused:

@@ -18,9 +18,8 @@ from scholaria_ops.catalogue.layout import SUMS
 from scholaria_ops.catalogue.manifest import Adopted, Manifest
 from scholaria_ops.catalogue.sets import BackupSet, Catalogue, Entry, Kind
 from scholaria_ops.errors import Cancelled, Refused, UsageError, VerificationFailed
-from scholaria_ops.files import hash_file, make_private_dir
+from scholaria_ops.files import hash_file, make_private_dir, replace_durably
 from scholaria_ops.operations.restore.fence import fence_of
-from scholaria_ops.operations.restore.journal import replace_file
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.restore.options import RestoreOptions
 from scholaria_ops.operations.restore.tasks import planned_effects
@@ -263,7 +262,7 @@ class Plans:
 
     def show(self, plan: RestorePlan) -> None:
         make_private_dir(self._path.parent, exist_ok=True)
-        replace_file(self._path, plan.model_dump_json().encode())
+        replace_durably(self._path, plan.model_dump_json().encode())
 
     def shown(self, digest: str, now: datetime) -> RestorePlan:
         """The plan of that digest (or of its first 12 or more characters), unless it has expired.

@@ -20,7 +20,7 @@ from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
 from scholaria_ops.catalogue.layout import SUMS
 from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.errors import Busy, Refused, UsageError, VerificationFailed
-from scholaria_ops.files import Written, hash_file
+from scholaria_ops.files import Written, hash_file, replace_durably
 from scholaria_ops.operations.restore import journal as journal_module
 from scholaria_ops.operations.restore.after import After, Aftermath, HookFailed
 from scholaria_ops.operations.restore.fence import FenceFailed
@@ -286,16 +286,15 @@ def _killed(here: Bench, write: int, action: Callable[[], object]) -> int:
 
     def child() -> None:
         count = 0
-        real = journal_module.replace_file
 
-        def counted(path: Path, data: bytes) -> None:
+        def counted(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             nonlocal count
             count += 1
             if count == write:
                 os.kill(os.getpid(), signal.SIGKILL)
-            real(path, data)
+            replace_durably(path, data, mode=mode)
 
-        journal_module.replace_file = counted
+        setattr(journal_module, "replace_durably", counted)  # noqa: B010 - the module does not export it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         action()
         os._exit(0)

@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +20,13 @@ from scholaria_ops.connections import RedisConnection
 from scholaria_ops.errors import Refused
 from scholaria_ops.files import make_private_dir, rename_durably, write_private
 from scholaria_ops.sandbox.redis import RedisServer
+from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.stores.live import Fact, Source
 from scholaria_ops.stores.redis.live import RedisLive, RedisPlan
 from scholaria_ops.stores.redis.live.swap import function_code
 from scholaria_ops.stores.redis.wire import connect
 from scholaria_ops_tests.conftest import ContextFactory
+from scholaria_ops_tests.stores.forked import in_a_child
 from scholaria_ops_tests.stores.redis_support import DAY_MS, Backup, now_ms
 
 RESTORE_ID = "20260203_040506"
@@ -181,20 +182,16 @@ class Application:
 
 def die_in_child(work: Callable[[], object]) -> bool:
     """Run ``work`` in a forked process; whether it was killed (SIGKILL). Any other bad end fails the test."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:  # noqa: BLE001 - the child's only way to tell
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    assert killed or os.waitstatus_to_exitcode(status) == 0, f"the child ended with status {status}"
-    return killed
+    code = in_a_child(work)
+    assert code in {0, -signal.SIGKILL}, f"the child ended with {code}"
+    return code != 0
+
+
+def grown(box: Sandbox, config: Mapping[str, str] | None = None) -> tuple[RedisServer, dict[str, Any]]:
+    """A live server that holds what became of a store after its backup, and all its content."""
+    server = box.redis(name="live", config={**QUICK, **(config or {})})
+    grow(server)
+    return server, content(server)
 
 
 def planned(live: RedisLive, backup: Backup, context_factory: ContextFactory) -> RedisPlan:

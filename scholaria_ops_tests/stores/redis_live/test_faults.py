@@ -24,6 +24,7 @@ from scholaria_ops_tests.stores.redis_live.support import (
     DiskNotebook,
     content,
     grow,
+    grown,
     planned,
     source_of,
     switched,
@@ -36,9 +37,7 @@ def test_f36_what_was_restored_is_served_also_after_a_crash(
     box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory, persistence: str
 ) -> None:
     kept = {"appendonly": "yes"} if persistence == "appendonly" else {"save": "3600 100000"}
-    server = box.redis(name="live", config={**QUICK, **kept})
-    grow(server)
-    before = content(server)
+    server, before = grown(box, {**kept})
     live = RedisLive(server.connection)
     plan = planned(live, backup, context_factory)
     live.stage(plan, source_of(backup), notebook, context_factory())
@@ -63,9 +62,7 @@ def test_f36_what_was_restored_is_served_also_after_a_crash(
 def test_a_crash_of_the_server_between_switch_and_rolling_back_changes_nothing(
     box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
 ) -> None:
-    server = box.redis(name="live", config={**QUICK, "appendonly": "yes", "maxmemory-policy": "allkeys-lru"})
-    grow(server)
-    before = content(server)
+    server, before = grown(box, {"appendonly": "yes", "maxmemory-policy": "allkeys-lru"})
     live = RedisLive(server.connection)
     switched(live, backup, notebook, context_factory)
     server.kill()
@@ -77,9 +74,7 @@ def test_a_crash_of_the_server_between_switch_and_rolling_back_changes_nothing(
 def test_a_restart_before_the_switch_makes_the_plan_void(
     box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
 ) -> None:
-    server = box.redis(name="live", config={**QUICK, "appendonly": "yes"})
-    grow(server)
-    before = content(server)
+    server, before = grown(box, {"appendonly": "yes"})
     live = RedisLive(server.connection)
     plan = planned(live, backup, context_factory)
     live.stage(plan, source_of(backup), notebook, context_factory())
@@ -94,9 +89,7 @@ def test_a_restart_before_the_switch_makes_the_plan_void(
 
 
 def test_rolling_back_needs_no_memory(box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory) -> None:
-    server = box.redis(name="live", config={**QUICK, "maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"})
-    grow(server)
-    before = content(server)
+    server, before = grown(box, {"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"})
     live = RedisLive(server.connection)
     switched(live, backup, notebook, context_factory)
     commands(server, ("CONFIG", "SET", "maxmemory", "1mb"))
@@ -163,9 +156,7 @@ def test_f39_functions_come_and_go_with_the_switch_and_acl_users_are_named(
 def test_a_staged_copy_that_differs_is_removed(
     box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = box.redis(name="live", config={**QUICK, "maxmemory-policy": "allkeys-lru"})
-    grow(server)
-    before = content(server)
+    server, before = grown(box, {"maxmemory-policy": "allkeys-lru"})
     live = RedisLive(server.connection)
     plan = planned(live, backup, context_factory)
     stage_into = load.stage_into
@@ -185,9 +176,7 @@ def test_a_staged_copy_that_differs_is_removed(
 def test_a_cancelled_stage_leaves_nothing(
     box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = box.redis(name="live", config={**QUICK, "maxmemory-policy": "allkeys-lru"})
-    grow(server)
-    before = content(server)
+    server, before = grown(box, {"maxmemory-policy": "allkeys-lru"})
     live = RedisLive(server.connection)
     plan = planned(live, backup, context_factory)
     token = CancelToken()
@@ -208,9 +197,7 @@ def test_a_cancelled_stage_leaves_nothing(
 def test_functions_that_the_server_refuses_are_taken_back_with_everything_else(
     box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
 ) -> None:
-    server = box.redis(name="live", config={**QUICK, "appendonly": "yes"})
-    grow(server)
-    before = content(server)
+    server, before = grown(box, {"appendonly": "yes"})
     live = RedisLive(server.connection)
     plan = planned(live, backup, context_factory)
     live.stage(plan, source_of(backup), notebook, context_factory())
@@ -226,9 +213,7 @@ def test_what_is_kept_loads_by_hand(
 ) -> None:
     import gzip
 
-    server = box.redis(name="live", config={**QUICK, "appendonly": "yes"})
-    grow(server)
-    before = content(server)
+    server, before = grown(box, {"appendonly": "yes"})
     live = RedisLive(server.connection)
     switched(live, backup, notebook, context_factory)
     live.finish(notebook, context_factory())
@@ -266,9 +251,7 @@ def test_staged_data_without_their_marker_are_left_for_people(
 def test_a_switch_that_cannot_be_made_durable_fails_and_is_rolled_back(
     box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
 ) -> None:
-    server = box.redis(name="live", config={**QUICK, "save": "3600 100000"})
-    grow(server)
-    before = content(server)
+    server, before = grown(box, {"save": "3600 100000"})
     live = RedisLive(server.connection, sync_mode="socket")
     plan = planned(live, backup, context_factory)
     live.stage(plan, source_of(backup), notebook, context_factory())

@@ -27,6 +27,7 @@ from scholaria_ops_tests.stores.redis_live.support import (
     celery_message,
     content,
     grow,
+    grown,
     objection,
     planned,
     source_of,
@@ -69,9 +70,7 @@ def test_f38_beyond_the_budget_staging_is_refused_and_no_live_key_goes(
 def test_f34_an_rdb_newer_than_the_server_is_refused_with_both_versions(
     box: Sandbox, backup: Backup, context_factory: ContextFactory
 ) -> None:
-    server = box.redis(name="live", config=QUICK)
-    grow(server)
-    before = content(server)
+    server, before = grown(box)
     newer = backup.evidence.model_copy(update={"rdb_version": 99, "server_version": "12.0.0"})
     backup.dump = type(backup.dump)(backup.dump.artifacts, newer, backup.dump.started_at, backup.dump.finished_at, {})
     message = objection(server, backup, context_factory)
@@ -101,9 +100,7 @@ def test_a_server_that_is_down_cannot_be_planned_for(box: Sandbox, backup: Backu
 def test_a_user_without_the_rights_is_told_which_and_one_with_the_rules_restores(
     box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
 ) -> None:
-    server = box.redis(name="live", config={**QUICK, "appendonly": "yes", "maxmemory-policy": "allkeys-lru"})
-    grow(server)
-    before = content(server)
+    server, before = grown(box, {"appendonly": "yes", "maxmemory-policy": "allkeys-lru"})
     commands(server, ("ACL", "SETUSER", "weak", "on", ">secret", "~*", "+@all", "-swapdb", "-config"))
     weak = server.connection.model_copy(update={"username": "weak", "password": SecretStr("secret")})
     plan = RedisLive(weak).plan(source_of(backup), context_factory())
@@ -121,9 +118,7 @@ def test_a_user_without_the_rights_is_told_which_and_one_with_the_rules_restores
 def test_a_damaged_set_is_found_before_the_server_is_touched(
     box: Sandbox, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
 ) -> None:
-    server = box.redis(name="live", config={**QUICK, "maxmemory-policy": "allkeys-lru"})
-    grow(server)
-    before = content(server)
+    server, before = grown(box, {"maxmemory-policy": "allkeys-lru"})
     live = RedisLive(server.connection)
     plan = planned(live, backup, context_factory)
     rows = [row.model_copy(update={"fingerprint": "0" * 32}) if row.prefix == "session" else row for row in backup.evidence.keys]
