@@ -79,8 +79,13 @@ class Sandbox:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None and not self.ephemeral:
             self._leave_standing()
-        else:
+            return
+        try:
             self.close()
+        except KeyboardInterrupt:
+            # A second Ctrl-C right behind the first may come before signals are deferred: nothing was taken down yet, or all was.
+            self.close()
+            raise
 
     def close(self) -> None:
         """End every server and delete every directory that this sandbox made. May be called again."""

@@ -7,12 +7,14 @@ import os
 import shutil
 import signal
 import time
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from scholaria_ops.process import is_alive, process_start_time
+from scholaria_ops.sandbox import sandbox as sandbox_module
 from scholaria_ops.sandbox.home import MARKER, Home, Marker
 from scholaria_ops.sandbox.identity import server_account
 from scholaria_ops.sandbox.sandbox import Sandbox, reap
@@ -78,6 +80,29 @@ def test_ctrl_c_leaves_no_process_and_no_directory(tools: Tools, tmp_path: Path,
         os.kill(owner.pid, signal.SIGINT)  # an impatient second one
     wait_for(lambda: not owner.alive, what="the owner's end")
     assert "KeyboardInterrupt" in ready.with_suffix(".log").read_text()
+    assert_gone(base, marker, programs)
+
+
+def test_a_second_ctrl_c_before_signals_are_deferred_leaves_nothing(tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deferred = sandbox_module._signals_deferred
+    calls: list[None] = []
+
+    def interrupted_once() -> AbstractContextManager[None]:
+        calls.append(None)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return deferred()
+
+    monkeypatch.setattr(sandbox_module, "_signals_deferred", interrupted_once)
+    base = tmp_path / "base"
+    box = Sandbox(base, tools)
+    box.__enter__()
+    box.redis()
+    marker, programs = traces(base, tools)
+    first = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        box.__exit__(KeyboardInterrupt, first, None)
+    assert len(calls) == 2
     assert_gone(base, marker, programs)
 
 
