@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scholaria_ops.catalogue.lock import current_holder
 from scholaria_ops.process import Daemon, end_group, start_daemon
 
 ROOT = Path(__file__).parents[2]
@@ -214,6 +215,12 @@ def take_backup(services: Services, ui: Dagster, config: Mapping[str, Any]) -> N
     services.wait("backup_now succeeded", lambda: _ended(ui, "backup_now", asked))
     run_id = services.wait("its backup run began", lambda: ui.runs("backup")[0][0] if len(ui.runs("backup")) > before else None)
     services.wait("the backup succeeded", lambda: _ended(ui, "backup", run_id))
+
+
+def backup_at_work(backups: Path) -> bool:
+    """Whether a backup holds the estate lock: a retention run, which follows every backup by itself, is none."""
+    holder = current_holder(backups / ".state" / "estate.lock")
+    return holder is not None and holder.what.startswith("backup ")
 
 
 def _ended(ui: Dagster, job: str, run_id: str) -> bool:

@@ -10,12 +10,20 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from scholaria_ops.catalogue.lock import current_holder
 from scholaria_ops.catalogue.sets import Catalogue
 from scholaria_ops.process import run
 from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.settings import ENV_FILE_VARIABLE
-from scholaria_ops_tests.deploy.support import DEPLOY, VENV, Dagster, Services, free_port, service_manager, take_backup
+from scholaria_ops_tests.deploy.support import (
+    DEPLOY,
+    VENV,
+    Dagster,
+    Services,
+    backup_at_work,
+    free_port,
+    service_manager,
+    take_backup,
+)
 from scholaria_ops_tests.deploy.test_compose import COMPOSE, compose
 
 
@@ -108,12 +116,12 @@ def test_the_services_commands_work_on_postgresql_and_a_stopped_one_lets_its_run
 
         # As Docker stops a container: SIGTERM to its first process, which waits for the run that is under way.
         ui.launch("backup_now")
-        services.wait("a run is at work", lambda: current_holder(backups / ".state" / "estate.lock"))
+        services.wait("a backup is at work", lambda: backup_at_work(backups))
         grace_s = compose()["services"]["ops-code"]["stop_grace_period"]
         assert grace_s == "10m"
         services.stop("ops-code", whole_group=False, limit_s=120)
+        assert [status for _, status in ui.runs("backup")] == ["SUCCESS"] * 3
         assert len(Catalogue(backups).entries()) == 3
-        assert ui.runs("backup")[0][1] == "SUCCESS"
         assert not containers.healthy("ops-code")
 
         # Killed, it leaves its socket behind, which must not keep the next one from starting.

@@ -15,6 +15,7 @@ from scholaria_ops_tests.deploy.support import (
     VENV,
     Dagster,
     Services,
+    backup_at_work,
     commands_of,
     environment_of,
     free_port,
@@ -107,7 +108,7 @@ def test_the_units_command_lines_come_up_take_a_backup_and_end_in_time(tmp_path:
 
         # Stopped with a run at work: the run takes back what it had begun, and the other services find the new server.
         ui.launch("backup_now")
-        services.wait("a run is at work", lambda: current_holder(moved / ".state" / "estate.lock"))
+        services.wait("a backup is at work", lambda: backup_at_work(moved))
         _stop(services, "code")
         assert [p for d in (".staging", ".scratch") if (moved / d).exists() for p in (moved / d).iterdir()] == []
         assert current_holder(moved / ".state" / "estate.lock") is None
