@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -104,9 +105,10 @@ def test_a_file_is_hashed_again_only_if_it_may_have_changed(tmp_path: Path, monk
         return hash_file(path)
 
     monkeypatch.setattr(hashed, "hash_file", reading)
+    monkeypatch.setattr(hashed, "SETTLED_S", 60.0)
     assert hash_unless_known(path).sha256 == hash_unless_known(path).sha256 == hashlib.sha256(b"one").hexdigest()
     assert len(read) == 2, "written a moment ago: a change in the same tick of the clock would not show"
-    monkeypatch.setattr(hashed, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(hashed, "SETTLED_S", -1.0)
     seen: list[int] = []
     assert hash_unless_known(path).size == hash_unless_known(path, on_bytes=seen.append).size == 3
     assert (len(read), seen) == (3, [3])
@@ -117,3 +119,25 @@ def test_a_file_is_hashed_again_only_if_it_may_have_changed(tmp_path: Path, monk
     monkeypatch.setattr(hashed, "_BELIEVED_S", 0.0)
     hash_unless_known(path)
     assert len(read) == 5
+    monkeypatch.setattr(hashed, "_BELIEVED_S", 900.0)
+    directory = tmp_path / "staging"
+    directory.mkdir()
+    path.rename(directory / "f")
+    hash_unless_known(directory / "f")  # a rename of the file itself may count as a change
+    done = len(read)
+    moved = directory.rename(tmp_path / "elsewhere") / "f"
+    assert hash_unless_known(moved) == Written(moved, 3, hashlib.sha256(b"two").hexdigest())
+    assert len(read) == done, "a set is sealed by a rename of its directory"
+
+
+def test_a_file_system_that_counts_in_seconds_is_given_two(tmp_path: Path) -> None:
+    path = write_private(tmp_path / "f", b"one").path
+    now = time.time()
+
+    def changed(ago_s: float, *, fraction: int) -> os.stat_result:
+        at = int(now - ago_s) * 1_000_000_000 + fraction
+        found = path.stat()
+        return os.stat_result(list(found)[:10], {"st_ctime": at / 1e9, "st_ctime_ns": at, "st_mtime_ns": at})
+
+    assert [hashed.settled(changed(ago, fraction=0)) for ago in (0, 1, 4)] == [False, False, True]
+    assert hashed.settled(changed(1.5, fraction=5))

@@ -1,9 +1,9 @@
 """The commit protocol: how a set comes into being, and how it goes, without ever being half there.
 
-Build below ``.staging/<id>`` → artifacts written and hashed → read back and compared → RESTORE.txt → manifest →
-SHA256SUMS over all of them, last → everything flushed → one rename into place → parent flushed. A kill at any point
-leaves either a staging directory (removed by the next run) or the whole set. Deleting goes through ``.trash`` by the same
-kind of rename.
+Build below ``.staging/<id>`` → artifacts written and hashed → read back and compared (large ones as soon as they are
+whole, while others are still being written) → RESTORE.txt → manifest → SHA256SUMS over all of them, last → everything
+flushed → one rename into place → parent flushed. A kill at any point leaves either a staging directory (removed by the
+next run) or the whole set. Deleting goes through ``.trash`` by the same kind of rename.
 
 Whoever calls these functions holds the estate lock.
 """
@@ -23,7 +23,8 @@ from scholaria_ops.catalogue.layout import MANIFEST, RESTORE_TEXT, SUMS, Layout
 from scholaria_ops.catalogue.manifest import Manifest
 from scholaria_ops.catalogue.sets import BackupSet, expected_files
 from scholaria_ops.errors import Refused, VerificationFailed
-from scholaria_ops.files import disk_errors, fsync_dir, hash_file, make_private_dir, rename_durably, write_private
+from scholaria_ops.files import disk_errors, fsync_dir, make_private_dir, rename_durably, write_private
+from scholaria_ops.hashed import hash_unless_known
 
 
 class Staging:
@@ -45,7 +46,7 @@ class Staging:
         target = self._layout.partial(self.id) if manifest.partial else self._layout.sealed(self.id)
         if target.exists():
             raise Refused(f"{target} exists already", hint="A sealed set is never replaced; take a new id.")
-        sums = self._read_back(manifest.artifacts, cancel)
+        sums = self._all_read_back(manifest.artifacts, cancel)
         sums[RESTORE_TEXT] = write_private(self.path / RESTORE_TEXT, restore_text.encode()).sha256
         sums[MANIFEST] = write_private(self.path / MANIFEST, manifest.to_bytes()).sha256
         self._nothing_unnamed(manifest)
@@ -57,23 +58,26 @@ class Staging:
         rename_durably(self.path, target)
         return BackupSet.of(target, manifest)
 
-    def _read_back(self, artifacts: tuple[Artifact, ...], cancel: CancelToken | None) -> dict[str, str]:
-        """Hash every artifact from the disk: what was hashed while writing may not be what the disk took."""
+    def read_back(self, artifact: Artifact, cancel: CancelToken | None = None) -> None:
+        """Hash an artifact from the disk: what was hashed while writing may not be what the disk took.
 
-        def one(artifact: Artifact) -> None:
-            if cancel:
-                cancel.check()
-            written = hash_file(self.path / artifact.path)
-            if (written.size, written.sha256) != (artifact.size_bytes, artifact.sha256):
-                raise VerificationFailed(
-                    f"{artifact.path} reads back differently from what was written ({written.size:,} of {artifact.size_bytes:,} bytes)",
-                    hint="The disk under BACKUP_DIR is not trustworthy; check it before the next backup.",
-                    store=artifact.store,
-                )
+        One that was read back before, and that nobody has touched since, is not read again.
 
+        Raises:
+            VerificationFailed: it is not what its dump wrote.
+        """
+        written = hash_unless_known(self.path / artifact.path, on_bytes=lambda _: cancel.check() if cancel else None)
+        if (written.size, written.sha256) != (artifact.size_bytes, artifact.sha256):
+            raise VerificationFailed(
+                f"{artifact.path} reads back differently from what was written ({written.size:,} of {artifact.size_bytes:,} bytes)",
+                hint="The disk under BACKUP_DIR is not trustworthy; check it before the next backup.",
+                store=artifact.store,
+            )
+
+    def _all_read_back(self, artifacts: tuple[Artifact, ...], cancel: CancelToken | None) -> dict[str, str]:
         # The largest first; hashing releases the interpreter's lock, so two threads keep two cores busy.
         with ThreadPoolExecutor(2, thread_name_prefix="read-back") as pool:
-            list(pool.map(one, sorted(artifacts, key=lambda a: -a.size_bytes)))
+            list(pool.map(lambda artifact: self.read_back(artifact, cancel), sorted(artifacts, key=lambda a: -a.size_bytes)))
         return {artifact.path: artifact.sha256 for artifact in artifacts}
 
     def _nothing_unnamed(self, manifest: Manifest) -> None:

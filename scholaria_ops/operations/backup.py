@@ -6,8 +6,9 @@ another name, and the run fails naming the store.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from scholaria_ops import __version__
+from scholaria_ops.cancel import CancelToken
+from scholaria_ops.catalogue.artifacts import Artifact
 from scholaria_ops.catalogue.commit import Staging, staging
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
 from scholaria_ops.catalogue.evidence.correspondence import Correspondence
@@ -23,6 +26,7 @@ from scholaria_ops.catalogue.manifest import Manifest, Origin, Tier
 from scholaria_ops.catalogue.records import whoami
 from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.errors import Cancelled, DiskFull, OpsError, StoreError
+from scholaria_ops.hashed import SETTLED_S
 from scholaria_ops.operations.correspondence import correspondence
 from scholaria_ops.operations.gate import CutGate
 from scholaria_ops.operations.opened import Opened, remember
@@ -35,6 +39,9 @@ from scholaria_ops.operations.restore_text import restore_text
 from scholaria_ops.operations.services import AnyStore, Services
 from scholaria_ops.process import redact
 from scholaria_ops.stores.base import Context, Dump
+
+#: Smaller artifacts are read back when the set is sealed, which takes no time.
+_LARGE = 4 << 20
 
 #: Who may ask for a backup that Dagster's sensor then starts → what its reservation says.
 STARTED_BY_SENSOR = {"job": "backup_now in Dagster", "restore": "a finished restore"}
@@ -147,7 +154,8 @@ def _backup(services: Services, set_id: str, request: BackupRequest, ctx: Contex
         raise BackupIncomplete(failures, None)
     with staging(services.catalogue.layout, set_id) as stage, ThreadPoolExecutor(1, thread_name_prefix="correspondence") as beside:
         pairs = beside.submit(_correspondence, services, looked)
-        dumps, broken = _dump_all(services, stage, looked, ctx)
+        with _read_back_early(stage, services.cancel) as written:
+            dumps, broken = _dump_all(services, stage, looked, dataclasses.replace(ctx, written=written))
         failures.update(broken)
         if any(isinstance(e, DiskFull) and e.store is None for e in failures.values()):
             raise next(e for e in failures.values() if isinstance(e, DiskFull))
@@ -218,6 +226,23 @@ def _dump_all(
             raise
     services.cancel.check()
     return {n: dumps[n] for n in STORE_NAMES if n in dumps}, failures
+
+
+@contextlib.contextmanager
+def _read_back_early(stage: Staging, cancel: CancelToken) -> Iterator[Callable[[Artifact], None]]:
+    """Read large artifacts back while other stores are still being dumped. What is found wrong is found again, and told, at the sealing."""
+
+    def one(artifact: Artifact) -> None:
+        with contextlib.suppress(OpsError, OSError):
+            cancel.wait(SETTLED_S)  # what was written this very moment would have to be read once more
+            stage.read_back(artifact, cancel)
+
+    def written(artifact: Artifact) -> None:
+        if artifact.size_bytes >= _LARGE:
+            pool.submit(one, artifact)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="read-back") as pool:
+        yield written
 
 
 def _correspondence(services: Services, looked: Preflight) -> Correspondence | None:

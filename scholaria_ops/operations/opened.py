@@ -2,8 +2,9 @@
 
 A dump takes its evidence from the artifacts themselves: they are read in full and opened by the stores' own software
 while it lasts. Doing all of it once more a second later would double the time of a backup and look at the same files.
-So the run remembers what it found, bound to the digests of those very files, and its verification hashes every byte
-again: if they are the same, what was found of them stands.
+So the run remembers what it found, bound to the digests of those very files, and its verification compares the digests
+of what is there now: if they are the same, what was found of them stands. (Large files were read back for the sealing, a
+moment ago; unless somebody has touched one since, it is not read once more: :mod:`scholaria_ops.hashed`.)
 
 This lives in the memory of one process and is used once, by the run that made the set. Any later verification, and any
 other process, opens everything.

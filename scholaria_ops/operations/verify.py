@@ -90,7 +90,8 @@ def verify(services: Services, entry: Entry, level: Level, *, run_id: str = "") 
 
     The outcome is recorded, and the audit log tells of it, for sets of this catalogue only: one looked at elsewhere has both there.
 
-    The run that made the set (by ``run_id``, in its own process) opens no artifact twice: see :mod:`.opened`.
+    The run that made the set (by ``run_id``, in its own process) opens no artifact twice (see :mod:`.opened`), and reads
+    none again that it read back for the sealing and that nobody has touched since (see :mod:`scholaria_ops.hashed`).
 
     Raises:
         UsageError: the entry is no set at all.
@@ -127,7 +128,8 @@ def _verify_set(
     services: Services, entry: Entry, level: Level, before: Mapping[StoreName, Opened], ctx: Context
 ) -> tuple[list[Finding], int, Mapping[StoreName, Opened]]:
     """Findings, bytes read, and what of ``before`` (see :mod:`.opened`) was used."""
-    findings, manifest, read = _hash_level(entry.directory, _sealed_digest(services, entry), ctx)
+    hashing: Hashing = hash_unless_known if before else hash_file
+    findings, manifest, read = _hash_level(entry.directory, _sealed_digest(services, entry), ctx, hashing)
     if level != "readable":
         return findings, read, {}
     if manifest is None or any(f.check.passed is False for f in findings):
@@ -179,7 +181,10 @@ def _hash_level(
         wrong.append(f"{SUMS} is not the file that was sealed")
     found, read = _digests(directory, sums, ctx, hashing)
     wrong += list(_compare_sums(directory, sums, found))
-    findings = [Finding("set", Check("checksums", not wrong, "; ".join(wrong) or f"{len(sums)} files, {read:,} bytes as they were sealed"))]
+    good = f"{len(sums)} files, {read:,} bytes as they were sealed"
+    if hashing is not hash_file:
+        good += "; what was read back a moment ago, and nobody has touched since, was not read again"
+    findings = [Finding("set", Check("checksums", not wrong, "; ".join(wrong) or good))]
     manifest, manifest_findings = _manifest_agrees(directory, sums, found)
     return findings + manifest_findings, manifest, read + own.size
 

@@ -32,7 +32,8 @@ class Context:
     ``scratch`` is a private directory on this host, made and later removed by the caller, for scratch servers and
     temporary files (never for artifacts). ``ledger`` remembers across a crash what we left on foreign servers.
     ``at_the_cut`` is called by :meth:`Store.dump` once everything is prepared, right before the instant that the dump
-    will show; it waits until the other stores are there too, so that the cuts lie close together.
+    will show; it waits until the other stores are there too, so that the cuts lie close together. ``written`` is told of
+    an artifact that is whole on the disk, while the dump goes on: nobody writes to that file any more.
     """
 
     scratch: Path
@@ -42,6 +43,7 @@ class Context:
     progress: Progress = field(default_factory=Silent)
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("scholaria_ops"))
     at_the_cut: Callable[[], None] = lambda: None
+    written: Callable[[Artifact], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,13 +53,15 @@ def dump(connection: PostgresConnection, options: DumpOptions, into: Path, set_i
             ctx.at_the_cut()
             cut = take_snapshot(session)
             archive, globals_, evidence = job.side_by_side(session, cut, method, hashes)
+        artifacts = (
+            _artifact(archive, "dump", evidence.database.name, method.partition(":")[0]),
+            _artifact(globals_, "globals", "roles", "none"),
+        )
+        for artifact in artifacts:
+            ctx.written(artifact)
         inventory = read_back(archive.path, programs, evidence.database.encoding, ctx.progress, sha256=archive.sha256)
     evidence = _agreed(evidence, inventory, globals_)
     notes = () if hashes else (_NO_HASHES,)
-    artifacts = (
-        _artifact(archive, "dump", evidence.database.name, method.partition(":")[0]),
-        _artifact(globals_, "globals", "roles", "none"),
-    )
     measured = evidence.model_copy(update={"archive": inventory, "notes": (*evidence.notes, *notes)})
     return Dump(
         artifacts=artifacts,

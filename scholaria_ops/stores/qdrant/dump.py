@@ -28,8 +28,11 @@ from scholaria_ops.stores.qdrant.rest import NotFound, Rest
 from scholaria_ops.stores.qdrant.scratch import Scratch, unfit
 from scholaria_ops.stores.qdrant.snapshot import ServerSnapshot, make
 
-#: At most so many of our snapshots stand on the server at once: each takes the size of its collection there.
+#: At most so many of our snapshots are made or stand on the server at once: each takes the size of its collection there.
 _ON_SERVER = 2
+
+
+_Taking = concurrent.futures.Future[tuple[Artifact, CollectionEvidence]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,8 @@ def dump(connection: QdrantConnection, into: Path, set_id: str, ctx: Context, op
         warnings = [f"evidence measured on the live server: {problem}"] if problem else []
         if left_out:
             warnings.append(f"collections that are kept for undoing a restore are not in it: {', '.join(left_out)}")
-        # The largest last: the others are measured while the server makes that one.
-        artifacts, collections = run.all_of(sorted(names, key=lambda name: sizes.get(name, 0)))
+        # The largest first: it takes the longest, and the others are made and measured beside it.
+        artifacts, collections = run.all_of(sorted(names, key=lambda name: -sizes.get(name, 0)))
         aliases = aliases_of(rest)
         appeared = sorted(set(collections_of(rest)) - collections.keys() - set(left_out))
         if appeared:
@@ -113,7 +116,7 @@ def _linked(outer: CancelToken) -> Iterator[CancelToken]:
 
 
 class _Run:
-    """One dump under way. This thread asks for snapshots; a second one downloads and measures them, a third removes them."""
+    """One dump under way. Two threads ask for snapshots; a third one downloads and measures them, a fourth removes them."""
 
     def __init__(self, rest: Rest, scratch: Scratch | None, directory: Path, set_id: str, ctx: Context, options: Options) -> None:
         self._rest = rest
@@ -130,7 +133,7 @@ class _Run:
         self.warnings: list[str] = []
 
     def all_of(self, names: list[str]) -> tuple[list[Artifact], dict[str, CollectionEvidence]]:
-        """Artifacts and evidence of all collections, by name; taken in the order of ``names``. Of several failures the first is raised."""
+        """Artifacts and evidence of all collections, by name; begun in the order of ``names``. Of several failures the first is raised."""
         made: list[ServerSnapshot] = []
         try:
             results = self._all_threads(names, made)
@@ -143,24 +146,33 @@ class _Run:
         return [artifact for artifact, _ in results], {measured.name: measured for _, measured in results}
 
     def _all_threads(self, names: list[str], made: list[ServerSnapshot]) -> list[tuple[Artifact, CollectionEvidence]]:
-        # Leaving the block waits for both pools; what was downloaded is removed from the server even then.
-        with self._removing, concurrent.futures.ThreadPoolExecutor(1, "qdrant-dump") as pool:
+        executor = concurrent.futures.ThreadPoolExecutor
+        # Leaving the block waits for all pools; what was downloaded is removed from the server even then.
+        with self._removing, executor(1, "qdrant-dump") as pool, executor(_ON_SERVER, "qdrant-make") as makers:
             try:
-                futures = []
                 self._ctx.at_the_cut()
                 self.cut_at = datetime.now(UTC)
-                for name in names:
-                    while not self._room.acquire(timeout=0.1):
-                        self._ctx.cancel.check()
-                    snapshot = self._make(name)
-                    if snapshot is not None:
-                        made.append(snapshot)
-                        futures.append(pool.submit(self._take_in, snapshot))
-                return [future.result() for future in futures]
+                begun = [makers.submit(self._begin, name, made, pool) for name in names]
+                return [taken.result() for taken in [future.result() for future in begun] if taken is not None]
             except BaseException as exc:
-                self._note_failure(exc)  # before the pool waits for the other thread: this ends it
+                self._note_failure(exc)  # before the pools wait for the other threads: this ends them
+                makers.shutdown(wait=False, cancel_futures=True)
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _begin(self, name: str, made: list[ServerSnapshot], pool: concurrent.futures.Executor) -> _Taking | None:
+        """Have a snapshot made, and hand it to the thread that takes it in (in a maker's thread). None: the collection is gone."""
+        try:
+            while not self._room.acquire(timeout=0.1):
+                self._ctx.cancel.check()
+            snapshot = self._make(name)
+            if snapshot is None:
+                return None
+            made.append(snapshot)
+            return pool.submit(self._take_in, snapshot)
+        except BaseException as exc:
+            self._note_failure(exc)
+            raise
 
     def _note_failure(self, error: BaseException) -> BaseException:
         """Remember the first failure, and have both threads end. Returns that first one."""
@@ -181,7 +193,7 @@ class _Run:
             return None
 
     def _take_in(self, snapshot: ServerSnapshot) -> tuple[Artifact, CollectionEvidence]:
-        """Download, have it removed from the server, measure (in the second thread)."""
+        """Download, have it removed from the server, measure (in the thread for that)."""
         try:
             return self._downloaded(snapshot)
         except BaseException as exc:
@@ -202,6 +214,7 @@ class _Run:
             )
         finally:
             self._removing.submit(self._make_room, snapshot)
+        ctx.written(artifact)
         measured = self._measure(snapshot, self._directory / name)
         ctx.progress.finish(task, f"{measured.points:,} points")
         return artifact, measured.model_copy(update={"snapshot": snapshot.facts})
@@ -231,7 +244,7 @@ class _Run:
         return measured
 
     def _make_room(self, snapshot: ServerSnapshot) -> None:
-        """Remove a downloaded snapshot, which takes the server a moment, and let the next one be made (in the third thread)."""
+        """Remove a downloaded snapshot, which takes the server a moment, and let the next one be made (in the thread for that)."""
         try:
             self._remove(snapshot)
         finally:

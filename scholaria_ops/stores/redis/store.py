@@ -89,6 +89,7 @@ class RedisStore:
             )
             evidence = build_evidence(taken, found, info, scratch, origin=origin, rules=self._rules, acl=acl)
             artifact = _artifact(out.finish(), taken)
+            ctx.written(artifact)
             checks = opened(into, artifact, evidence, scratch, found, ctx)
         tools = {"redis-server": scratch.version}
         return Dump((artifact,), evidence, started_at, datetime.now(UTC), tools, taken.warnings, tuple(checks))

@@ -383,7 +383,7 @@ def test_the_journal_is_open_in_every_phase_that_leaves_something_to_do() -> Non
 def test_what_a_plan_has_hashed_is_not_read_again_unless_it_was_touched(bench: BenchFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     here = bench()
     directory = here.services.catalogue.find(here.set_id).directory
-    monkeypatch.setattr(hashed, "_SETTLED_S", 0.0)
+    monkeypatch.setattr(hashed, "SETTLED_S", 0.0)
     read: list[str] = []
 
     def reading(path: Path, **options: Any) -> Written:
