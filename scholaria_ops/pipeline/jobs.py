@@ -15,7 +15,7 @@ from scholaria_ops.pipeline.resources import Estate
 from scholaria_ops.pipeline.restore import restore_job
 from scholaria_ops.pipeline.retention import retention_job
 from scholaria_ops.pipeline.set_jobs import backup_job, offsite_job, verify_job
-from scholaria_ops.pipeline.sync import sync_catalogue
+from scholaria_ops.pipeline.syncing import sync_job
 
 
 class BackupNowConfig(dg.Config):
@@ -40,24 +40,6 @@ def mint_backup_id(context: dg.OpExecutionContext, config: BackupNowConfig, esta
 @dg.job(name="backup_now", executor_def=dg.in_process_executor, description="One button: take a backup now, and verify it.")
 def backup_now() -> None:
     mint_backup_id()
-
-
-@dg.op(description="Rebuilds Dagster's partitions and materializations from the sets and records on disk.")
-def sync_op(context: dg.OpExecutionContext, estate: Estate) -> None:
-    with as_failure(), estate.services(context.log) as services:
-        result = sync_catalogue(services, context.instance)
-    for line in result.lines():
-        context.log.info(line)
-    context.add_output_metadata(result.metadata())
-
-
-@dg.job(
-    name="sync",
-    executor_def=dg.in_process_executor,
-    description="Make the partition grid show what is on disk: after a move, on a new machine.",
-)
-def sync_job() -> None:
-    sync_op()
 
 
 JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [

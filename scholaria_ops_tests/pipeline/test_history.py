@@ -137,7 +137,7 @@ def test_at_the_end_nothing_waits_in_the_write_ahead_logs(home: Path) -> None:
     assert not left
 
 
-@pytest.mark.parametrize("name", ["backup", "verify", "offsite", "fetch"])
+@pytest.mark.parametrize("name", ["backup", "verify", "offsite", "fetch", "rehearsal", "restore", "retention", "sync"])
 def test_a_job_alone_is_the_job_that_the_web_server_knows(name: str) -> None:
     alone = one_job(name)
     assert alone is not None
