@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from scholaria_ops.stores.base import Context
 from scholaria_ops_tests.operations.support import services_for, take
 
 ContextFactory = Callable[..., Context]
+Ports = Callable[[], int]
 
 
 def pytest_configure() -> None:
@@ -106,6 +109,24 @@ def sample_stack(sample_servers: SampleServers) -> SampleStack:
 def pristine(sample_stack: SampleStack, tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> BackupSet:
     """A sealed set of the sample. Read-only: copy it before you touch it."""
     return take(services_for(sample_stack, tools, tmp_path_factory.mktemp("pristine")), note="pristine")
+
+
+@pytest.fixture
+def hold_port() -> Iterator[Ports]:
+    """Loopback ports on which nobody listens but a server that the test starts there (servers set SO_REUSEADDR).
+
+    One that is only looked up may be anybody's when it is used: another worker's server, or an outgoing connection, which
+    takes its port from the same range.
+    """
+    with contextlib.ExitStack() as held:
+
+        def hold() -> int:
+            link = held.enter_context(socket.socket())
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            link.bind(("127.0.0.1", 0))
+            return int(link.getsockname()[1])
+
+        yield hold
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import signal
 import stat
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,9 +131,10 @@ def test_a_file_is_hashed_again_only_if_it_may_have_changed(tmp_path: Path, monk
     assert len(read) == done, "a set is sealed by a rename of its directory"
 
 
-def test_a_file_system_that_counts_in_seconds_is_given_two(tmp_path: Path) -> None:
+def test_a_file_system_that_counts_in_seconds_is_given_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_private(tmp_path / "f", b"one").path
     now = time.time()
+    monkeypatch.setattr(hashed, "time", SimpleNamespace(time=lambda: now))
 
     def changed(ago_s: float, *, fraction: int) -> os.stat_result:
         at = int(now - ago_s) * 1_000_000_000 + fraction

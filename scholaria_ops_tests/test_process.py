@@ -46,10 +46,13 @@ def test_redaction_takes_the_longest_secret_first() -> None:
 
 def test_timeout_ends_the_whole_group(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    with pytest.raises(ToolFailed, match="took longer than"):
-        run([SHELL, "-c", f"sleep 60 & echo $! > {pid_file}; wait"], timeout_s=0.5)
+    for timeout_s in (0.5, 4.0, 30.0):  # a busy machine may take longer to start a shell
+        with pytest.raises(ToolFailed, match="took longer than"):
+            run([SHELL, "-c", f"sleep 600 & echo $! > {pid_file}; wait"], timeout_s=timeout_s)
+        if pid_file.exists() and pid_file.read_text():
+            break
     grandchild = int(pid_file.read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while process_start_time(grandchild) is not None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert process_start_time(grandchild) is None
@@ -60,8 +63,8 @@ def test_cancellation_unblocks_a_reader_and_ends_the_child() -> None:
     threading.Timer(0.3, token.cancel, args=["enough"]).start()
     began = time.monotonic()
     with pytest.raises(Cancelled, match="enough"):
-        run([SHELL, "-c", "sleep 60"], cancel=token)
-    assert time.monotonic() - began < 10
+        run([SHELL, "-c", "sleep 600"], cancel=token)
+    assert time.monotonic() - began < 60
 
 
 def test_leaving_a_pipe_early_ends_the_child() -> None:
@@ -77,7 +80,7 @@ def test_a_killed_tool_is_named_with_its_signal() -> None:
 
 
 def test_a_reused_pid_is_never_ended(tmp_path: Path) -> None:
-    daemon = start_daemon(["/bin/sleep", "60"], log=tmp_path / "log")
+    daemon = start_daemon(["/bin/sleep", "600"], log=tmp_path / "log")
     try:
         assert not end_group(daemon.pid, daemon.start_time + 1), "another start time means another process"
         assert daemon.alive
@@ -89,7 +92,8 @@ def test_a_reused_pid_is_never_ended(tmp_path: Path) -> None:
 def test_a_stubborn_daemon_is_killed(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     code = (
-        f"import signal, time, pathlib; signal.signal(signal.SIGTERM, signal.SIG_IGN); pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+        "import signal, time, pathlib; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"pathlib.Path({str(ready)!r}).touch(); time.sleep(600)"
     )
     daemon = start_daemon([sys.executable, "-c", code], log=tmp_path / "log")
     while not ready.exists():

@@ -60,12 +60,15 @@ _ENDS = """
 import atexit, sys, threading, time
 from scholaria_ops.startup import end
 atexit.register(lambda: print("registered", end=" "))
+ending = threading.Event()
 def late():
+    ending.wait()
     time.sleep(0.5)
     print("thread", end=" ")
 threading.Thread(target=late).start()
 print("main", end=" ")
 print("trouble", end="", file=sys.stderr)
+ending.set()
 end(3)
 """
 

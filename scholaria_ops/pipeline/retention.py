@@ -59,7 +59,10 @@ class RetentionConfig(dg.Config):
     after: str = ""
 
 
-@dg.op(description="Shows which sets retention would remove and why, or removes exactly those of a plan.")
+@dg.op(
+    pool="estate",  # a backup and a prune want the same lock: in the queue they wait for each other instead of failing
+    description="Shows which sets retention would remove and why, or removes exactly those of a plan.",
+)
 def retain(context: dg.OpExecutionContext, config: RetentionConfig, estate: Estate) -> None:
     run_id = context.run.run_id
     with as_failure(), estate.services(context.log) as services:

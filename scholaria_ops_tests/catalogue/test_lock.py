@@ -22,13 +22,13 @@ from pathlib import Path
 from scholaria_ops.catalogue.lock import estate_lock
 with estate_lock(Path(sys.argv[1]), "backup 20260101_020000"):
     Path(sys.argv[2]).touch()
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
 def _holder_process(tmp_path: Path) -> Daemon:
     daemon = start_daemon([sys.executable, "-c", HOLD, str(tmp_path / "estate.lock"), str(tmp_path / "held")], log=tmp_path / "log")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not (tmp_path / "held").exists():
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.02)
@@ -69,7 +69,7 @@ def test_waiting_ends_with_the_lock_or_with_cancellation(tmp_path: Path) -> None
 
     def hold() -> None:
         with estate_lock(tmp_path / "l", "first"):
-            release.wait(20)
+            release.wait(150)
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -77,10 +77,10 @@ def test_waiting_ends_with_the_lock_or_with_cancellation(tmp_path: Path) -> None
         time.sleep(0.01)
     token = CancelToken()
     threading.Timer(0.3, token.cancel, args=["user"]).start()
-    with pytest.raises(Cancelled), estate_lock(tmp_path / "l", "second", wait_s=30, cancel=token):
+    with pytest.raises(Cancelled), estate_lock(tmp_path / "l", "second", wait_s=120, cancel=token):
         pass
     threading.Timer(0.3, release.set).start()
-    with estate_lock(tmp_path / "l", "third", wait_s=30):
+    with estate_lock(tmp_path / "l", "third", wait_s=120):
         pass
     thread.join()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from scholaria_ops.catalogue.sets import Catalogue
 from scholaria_ops_tests.catalogue.factory import make_set
 from scholaria_ops_tests.cli.conftest import COMMAND, Command
+from scholaria_ops_tests.conftest import Ports
 from scholaria_ops_tests.operations.test_metrics import exposed, key
 
 
@@ -56,15 +56,13 @@ def test_a_textfile_is_replaced_whole_and_readable_by_the_collector(ops: Command
     assert [p.name for p in target.parent.iterdir()] == [target.name]
 
 
-def test_served_metrics_answer_on_loopback_until_stopped(catalogue: Catalogue, env_file: Path, home: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_served_metrics_answer_on_loopback_until_stopped(catalogue: Catalogue, env_file: Path, home: Path, hold_port: Ports) -> None:
+    port = hold_port()
     server = subprocess.Popen(
         [str(COMMAND), "--env-file", str(env_file), "metrics", "--serve", str(port)], stderr=subprocess.PIPE, cwd=home
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             try:
                 text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text

@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import sys
 import time
 import urllib.error
@@ -192,12 +191,6 @@ class Dagster:
 def rows(text: str) -> dict[str, str]:
     """NAME=value lines of a file."""
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def page(url: str) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from scholaria_ops.process import run, which
-from scholaria_ops_tests.deploy.support import DEPLOY, UNITS, environment_of, free_port, read_unit, service_manager
+from scholaria_ops_tests.conftest import Ports
+from scholaria_ops_tests.deploy.support import DEPLOY, UNITS, environment_of, read_unit, service_manager
 from scholaria_ops_tests.offsite.tls import self_signed
 
 PROXY = DEPLOY / "proxy"
@@ -90,7 +91,7 @@ def _ask(port: int, host: str, path: str = "/", *, password: str = "", method: s
         return answer.status, answer.read().decode()
 
 
-def test_nginx_itself_asks_passes_on_and_refuses(tmp_path: Path) -> None:
+def test_nginx_itself_asks_passes_on_and_refuses(tmp_path: Path, hold_port: Ports) -> None:
     nginx, openssl = which("nginx"), which("openssl")
     if nginx is None or openssl is None:
         pytest.skip("nginx (or openssl) is not on this machine; the checks above have looked at the same file")
@@ -98,7 +99,7 @@ def test_nginx_itself_asks_passes_on_and_refuses(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("correct horse\n")
     with (tmp_path / "password").open("rb") as given:
         hashed = run([str(openssl), "passwd", "-6", "-stdin"], stdin=given).stdout.decode()
-    port, plain = free_port(), free_port()
+    port, plain = hold_port(), hold_port()
     with _upstream() as full, _upstream() as readonly, service_manager(tmp_path) as services:
         text = (PROXY / "nginx.conf").read_text()
         for there, here in {

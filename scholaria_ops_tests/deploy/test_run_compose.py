@@ -14,13 +14,13 @@ from scholaria_ops.catalogue.sets import Catalogue
 from scholaria_ops.process import run
 from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.settings import ENV_FILE_VARIABLE
+from scholaria_ops_tests.conftest import Ports
 from scholaria_ops_tests.deploy.support import (
     DEPLOY,
     VENV,
     Dagster,
     Services,
     backup_at_work,
-    free_port,
     service_manager,
     take_backup,
 )
@@ -90,9 +90,9 @@ class Containers:
 @pytest.mark.slow(90)
 @pytest.mark.timeout(600)
 def test_the_services_commands_work_on_postgresql_and_a_stopped_one_lets_its_run_end(
-    tmp_path: Path, run_directory: Path, history: dict[str, str], settings_file: Path
+    tmp_path: Path, run_directory: Path, history: dict[str, str], settings_file: Path, hold_port: Ports
 ) -> None:
-    port = free_port()
+    port = hold_port()
     containers = Containers(tmp_path, run_directory, history, settings_file, port)
     backups = tmp_path / "backups"
     containers.finish("ops-migrate")

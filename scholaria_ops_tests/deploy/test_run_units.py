@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from scholaria_ops.catalogue.lock import current_holder
 from scholaria_ops.catalogue.sets import Catalogue
 from scholaria_ops.process import run
+from scholaria_ops.sandbox.sample import SampleStack
+from scholaria_ops_tests.conftest import Ports
 from scholaria_ops_tests.deploy.support import (
     ROOT,
     UNITS,
@@ -18,7 +23,6 @@ from scholaria_ops_tests.deploy.support import (
     backup_at_work,
     commands_of,
     environment_of,
-    free_port,
     page,
     read_unit,
     service_manager,
@@ -71,11 +75,23 @@ def _stop(services: Services, name: str) -> None:
     services.stop(name, whole_group=True, limit_s=float(service["TimeoutStopSec"][0]), clean=clean)
 
 
+@contextlib.contextmanager
+def _locked_table(stack: SampleStack) -> Iterator[None]:
+    """Hold a table of the live database as a migration does: a backup waits for it."""
+    to = stack.postgres_admin
+    password = to.password.get_secret_value()
+    with psycopg.connect(host=to.host, port=to.port, dbname=to.dbname, user=to.user, password=password) as session:
+        session.execute("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
 @pytest.mark.slow(90)
 @pytest.mark.timeout(600)
-def test_the_units_command_lines_come_up_take_a_backup_and_end_in_time(tmp_path: Path, run_directory: Path, settings_file: Path) -> None:
+def test_the_units_command_lines_come_up_take_a_backup_and_end_in_time(
+    tmp_path: Path, run_directory: Path, settings_file: Path, sample_stack: SampleStack, hold_port: Ports
+) -> None:
     host = Host(tmp_path, run_directory, settings_file)
-    web, readonly, metrics = (free_port() for _ in range(3))
+    web, readonly, metrics = (hold_port() for _ in range(3))
     with service_manager(tmp_path) as services:
         host.start(services, "code")
         host.start(services, "daemon")
@@ -107,9 +123,10 @@ def test_the_units_command_lines_come_up_take_a_backup_and_end_in_time(tmp_path:
             looking.launch("backup_now")
 
         # Stopped with a run at work: the run takes back what it had begun, and the other services find the new server.
-        ui.launch("backup_now")
-        services.wait("a backup is at work", lambda: backup_at_work(moved))
-        _stop(services, "code")
+        with _locked_table(sample_stack):  # so that it is at work however long this test takes to stop it
+            ui.launch("backup_now")
+            services.wait("a backup is at work", lambda: backup_at_work(moved) and any((moved / ".staging").iterdir()))
+            _stop(services, "code")
         assert [p for d in (".staging", ".scratch") if (moved / d).exists() for p in (moved / d).iterdir()] == []
         assert current_holder(moved / ".state" / "estate.lock") is None
         assert len(Catalogue(moved).entries()) == 1

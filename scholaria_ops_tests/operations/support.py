@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -86,9 +87,8 @@ def recompute(directory: Path) -> None:
 def sandbox_nonces(scratch: Path) -> dict[str, Path]:
     """Nonce → directory of its servers' data, for every sandbox below a scratch directory, however deep."""
     found = {}
-    for path in scratch.rglob(MARKER):
-        marker = Marker.read(path.parent)
-        if marker:
+    for directory, _, files in os.walk(scratch):  # passes over what servers and runs remove while we look
+        if MARKER in files and (marker := Marker.read(Path(directory))):
             found[marker.nonce] = marker.data
     return found
 

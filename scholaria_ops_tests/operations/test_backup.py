@@ -42,7 +42,7 @@ def test_a_set_holds_what_was_seeded(pristine: BackupSet, sample_stack: SampleSt
     assert counts["points"] == sum(sample_stack.points.values())
     assert counts["keys"] <= sum(sample_stack.keys.values()), "keys may expire, never multiply"
     assert counts["keys"] > 0.9 * sum(sample_stack.keys.values())
-    assert manifest.skew_s < 5
+    assert manifest.skew_s < 30
     assert manifest.postgres
     assert manifest.postgres.evidence.alembic_revision == sample_stack.alembic_revision
     assert manifest.qdrant
@@ -160,7 +160,7 @@ def test_f83_cancelling_at_any_time_takes_everything_back(
 
 def test_the_gate_opens_for_the_others_when_a_party_leaves(services_factory: ServicesFactory) -> None:
     services = services_factory()
-    gate = CutGate(3, cancel=services.cancel, patience_s=30)
+    gate = CutGate(3, cancel=services.cancel, patience_s=600)
     arrived: list[float] = []
 
     def party() -> None:
@@ -174,7 +174,7 @@ def test_the_gate_opens_for_the_others_when_a_party_leaves(services_factory: Ser
     assert arrived == []
     gate.leave()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert len(arrived) == 2
 
 

@@ -167,6 +167,10 @@ def served(tmp_path: Path, settings_file: Path) -> Iterator[tuple[Path, int]]:
     home = tmp_path / "home"
     home.mkdir()
     (home / "dagster.yaml").write_bytes((PROJECT / "dagster.yaml").read_bytes())
+    # None of the watched times may come while the test runs: they are twelve hours away.
+    far = (datetime.now(UTC) + timedelta(hours=12)).hour
+    with settings_file.open("a") as out:
+        out.write(f"BACKUP_DAILY_CRON=0 {far} * * *\nBACKUP_WEEKLY_CRON=0 {far} * * 0\nBACKUP_MONTHLY_CRON=0 {far} 1 * *\n")
     daemon_program = Path(sys.executable).parent / "dagster-daemon"
     child = start_daemon(
         [str(daemon_program), "run", "-m", "scholaria_ops.definitions"],

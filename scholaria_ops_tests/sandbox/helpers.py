@@ -34,7 +34,7 @@ def start_owner(base: Path, ready: Path, body: str) -> Daemon:
     return start_daemon([sys.executable, "-c", script, str(base), str(ready)], log=ready.with_suffix(".log"))
 
 
-def wait_for(condition: Callable[[], bool], *, patience_s: float = 30.0, what: str = "it") -> None:
+def wait_for(condition: Callable[[], bool], *, patience_s: float = 120.0, what: str = "it") -> None:
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {patience_s:.0f} s in vain for {what}"

@@ -81,8 +81,17 @@ def test_the_second_fetch_finds_the_first_ones_work(tmp_path: Path, monkeypatch:
 
 
 def test_two_fetches_at_once_do_the_work_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: Tools) -> None:
-    plant(tmp_path, monkeypatch, script=REDIS_SCRIPT.replace("echo", "sleep 0.3; echo"))
-    told, results = Told(), []
+    """The first one is at work until the other two have said that they wait for it."""
+    both_wait = tmp_path / "both-wait"
+
+    class Waiting(Told):
+        def say(self, text: str) -> None:
+            super().say(text)
+            if sum("waiting for it" in line for line in self.lines) == 2:
+                both_wait.touch()
+
+    plant(tmp_path, monkeypatch, script=REDIS_SCRIPT.replace("echo", f"until [ -e {both_wait} ]; do sleep 0.05; done; echo"))
+    told, results = Waiting(), []
     threads = [threading.Thread(target=lambda: results.append(fetch_tools(told, tools=others, cache=tmp_path))) for _ in range(3)]
     for thread in threads:
         thread.start()
