@@ -31,6 +31,6 @@ def telling(tmp_path: Path) -> Telling:
     """Services with the given settings of notifications."""
 
     def make(**settings: str) -> Services:
-        return make_services(load_settings({"BACKUP_DIR": str(tmp_path / "backups"), "BACKUP_NOTIFY_TIMEOUT_S": "2", **settings}))
+        return make_services(load_settings({"BACKUP_DIR": str(tmp_path / "backups"), "BACKUP_NOTIFY_TIMEOUT_S": "30", **settings}))
 
     return make

@@ -98,7 +98,7 @@ def test_f23_what_went_wrong_is_said_and_no_address(
     caplog.set_level(logging.DEBUG)
     url = web.url
     if trouble == "hang":
-        web.hang_s = 4
+        web.hang_s = 30
     elif trouble == "refused":
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
@@ -106,7 +106,7 @@ def test_f23_what_went_wrong_is_said_and_no_address(
     else:
         web.answer = int(trouble)
         web.headers = {"Location": f"{web.url}/elsewhere", "Retry-After": "1"}
-    services = telling(BACKUP_NOTIFY_WEBHOOK=address.replace("URL", url), BACKUP_NOTIFY_TIMEOUT_S="1")
+    services = telling(BACKUP_NOTIFY_WEBHOOK=address.replace("URL", url), BACKUP_NOTIFY_TIMEOUT_S="1" if trouble == "hang" else "30")
     with pytest.raises(NotDelivered) as caught:
         send_all(services)
     told = str(caught.value)

@@ -315,7 +315,7 @@ def running(upstream: str) -> Iterator[FaultProxy]:
         proxy.stop()
 
 
-def wait_for(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
     """Poll until it holds; fail the test otherwise."""
     until = time.monotonic() + seconds
     while not condition():

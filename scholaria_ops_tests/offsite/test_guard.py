@@ -33,7 +33,7 @@ def test_the_first_failure_stops_the_others_and_is_the_one_that_is_raised() -> N
         jobs: list[Callable[[], str]] = [partial(wait_long, guard), break_down, partial(wait_long, guard)]
         with pytest.raises(OffsiteError, match="this one"):
             side_by_side(guard, jobs, workers=3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert len(ended) == 2
 
 
@@ -66,7 +66,7 @@ def test_a_deadline_breaks_off_a_blocked_read() -> None:
 
 def _read(guard: Guard, broken_off: threading.Event) -> None:
     with guard.watching(broken_off.set, limit_s=60):
-        assert broken_off.wait(5)
+        assert broken_off.wait(50)
     guard.check()
 
 
@@ -74,7 +74,7 @@ def test_a_read_is_broken_off_at_its_own_limit_and_the_operation_goes_on() -> No
     broken_off = threading.Event()
     with Guard(CancelToken(), what="the test") as guard:
         with guard.watching(broken_off.set, limit_s=0.2):
-            assert broken_off.wait(5)
+            assert broken_off.wait(50)
         guard.check()
 
 
@@ -84,11 +84,11 @@ def test_cancelling_wakes_whoever_waits() -> None:
     began = time.monotonic()
     with Guard(token, what="the test") as guard, pytest.raises(Cancelled, match="now"):
         guard.wait(60)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_waiting_never_outlasts_the_deadline() -> None:
     began = time.monotonic()
     with Guard(CancelToken(), what="the test", deadline_s=0.2) as guard, pytest.raises(OffsiteUnavailable):
         guard.wait(60)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30

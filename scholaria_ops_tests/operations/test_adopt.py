@@ -6,6 +6,7 @@ import gzip
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -17,12 +18,12 @@ import pytest
 
 from scholaria_ops.catalogue.sets import BackupSet, Kind
 from scholaria_ops.errors import Cancelled, DiskFull, OpsError, Refused, UsageError, VerificationFailed
+from scholaria_ops.operations import adopt as adopting
 from scholaria_ops.operations.adopt import AdoptOptions, adopt
 from scholaria_ops.operations.rehearse import rehearse
 from scholaria_ops.operations.services import Services
 from scholaria_ops.sandbox.sample import SampleStack
 from scholaria_ops.sandbox.tools import Tools
-from scholaria_ops_tests.cli.conftest import COMMAND
 from scholaria_ops_tests.conftest import SampleServers
 from scholaria_ops_tests.operations import old_style
 from scholaria_ops_tests.operations.conftest import ServicesFactory
@@ -237,8 +238,9 @@ def test_a_set_that_is_none_of_the_old_ones_is_refused(services: Services, prist
     assert f"scholaria-ops restore {pristine.id}" in raised.value.hint
 
 
-def test_stopped_midway_nothing_remains(services: Services, copy: Path) -> None:
-    """Told to stop once the throw-away servers are up and data are in them."""
+def test_stopped_midway_nothing_remains(services: Services, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told to stop once the throw-away servers are up and data are in them; it does not come to its end before."""
+    look_again = adopting._Job._still_the_same
 
     def stop() -> None:
         deadline = time.monotonic() + 120
@@ -246,6 +248,11 @@ def test_stopped_midway_nothing_remains(services: Services, copy: Path) -> None:
             time.sleep(0.01)
         services.cancel.cancel("a test")
 
+    def when_told(job: adopting._Job) -> None:
+        stopper.join()
+        look_again(job)
+
+    monkeypatch.setattr(adopting._Job, "_still_the_same", when_told)
     stopper = threading.Thread(target=stop)
     stopper.start()
     with pytest.raises(Cancelled):
@@ -254,13 +261,24 @@ def test_stopped_midway_nothing_remains(services: Services, copy: Path) -> None:
     nothing_left(services)
 
 
+#: The command, but it waits before its end for whoever is to kill it.
+_WAITING = """
+import time
+from scholaria_ops.cli import main
+from scholaria_ops.operations import adopt
+adopt._Job._still_the_same = lambda _: time.sleep(600)
+main()
+"""
+
+
 def test_killed_midway_the_next_run_clears_up(
     services: Services, copy: Path, sample_stack: SampleStack, tools: Tools, tmp_path: Path
 ) -> None:
     """SIGKILL leaves servers and a staging directory; whoever takes the lock next ends and removes them."""
     settings = tmp_path / "ops.env"
     settings.write_text("".join(f"{k}={v}\n" for k, v in environment(sample_stack, tools, copy.parent).items()))
-    child = subprocess.Popen([str(COMMAND), "--env-file", str(settings), "adopt", OLD_ID], env=os.environ, stderr=subprocess.DEVNULL)
+    argv = [sys.executable, "-c", _WAITING, "--env-file", str(settings), "adopt", OLD_ID]
+    child = subprocess.Popen(argv, env=os.environ, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(services.catalogue.layout.staging.glob("*/qdrant_*/*.snapshot")):
         assert time.monotonic() < deadline

@@ -56,7 +56,7 @@ def _loop(make: Callable[[dict[str, Any]], Step], config: dict[str, Any], log: P
 def _postgres(config: dict[str, Any]) -> Step:
     import psycopg
 
-    session = psycopg.connect(config["postgres"], autocommit=True, connect_timeout=5)
+    session = psycopg.connect(config["postgres"], autocommit=True, connect_timeout=60)
 
     def step(number: int) -> None:
         session.execute(
@@ -74,7 +74,7 @@ def _redis(config: dict[str, Any]) -> Step:
     import redis
 
     client = redis.Redis(
-        host=config["redis"]["host"], port=config["redis"]["port"], password=config["redis"]["password"] or None, socket_timeout=5
+        host=config["redis"]["host"], port=config["redis"]["port"], password=config["redis"]["password"] or None, socket_timeout=60
     )
 
     def step(number: int) -> None:
@@ -88,7 +88,7 @@ def _redis(config: dict[str, Any]) -> Step:
 def _qdrant(config: dict[str, Any]) -> Step:
     import httpx
 
-    client = httpx.Client(base_url=config["qdrant"]["url"], timeout=10)
+    client = httpx.Client(base_url=config["qdrant"]["url"], timeout=60)
     vector = [0.1] * config["dim"]
     name = config["qdrant"]["collection"]
 

@@ -74,10 +74,17 @@ class Application:
         errors = sum(kind == "error" and since <= at <= until for at, kind, _ in self.lines(store))
         return Gap(max(b - a for a, b in itertools.pairwise(moments)), errors)
 
-    def wait_for(self, store: str, more: int, since: float, patience_s: float = 60.0) -> None:
+    def wait_for(self, store: str, more: int, since: float, patience_s: float = 120.0) -> None:
         """Until the application has got ``more`` steps done in a store since an instant."""
+        self._until(lambda: len(self.acknowledged(store, since)) >= more, store, patience_s)
+
+    def wait_for_an_error(self, store: str, since: float, patience_s: float = 120.0) -> None:
+        """Until the application has failed in a store since an instant."""
+        self._until(lambda: any(kind == "error" and at >= since for at, kind, _ in self.lines(store)), store, patience_s)
+
+    def _until(self, true: Callable[[], bool], store: str, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
-        while len(self.acknowledged(store, since)) < more:
+        while not true():
             assert time.monotonic() < deadline, f"{store}: {self.lines(store)[-3:]}"
             time.sleep(0.05)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 120.0
 
 
 def main() -> None:

@@ -309,7 +309,7 @@ def our_children() -> list[psutil.Process]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], patience_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], patience_s: float = 60.0) -> None:
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

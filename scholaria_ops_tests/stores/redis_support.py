@@ -240,7 +240,7 @@ def cutting_proxy(target: RedisServer, *, after: int) -> Iterator[RedisConnectio
                 thread.join(5)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"

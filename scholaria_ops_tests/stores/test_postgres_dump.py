@@ -72,7 +72,7 @@ def bulky(pg_server: PostgresServer) -> Iterator[PostgresConnection]:
 def assert_nothing_left(connection: PostgresConnection, into: Path) -> None:
     """No process of ours, no backend of ours, no half-written file."""
     assert our_children() == []
-    wait_until(lambda: ask(connection.with_db("postgres"), BACKENDS) == [], 5)
+    wait_until(lambda: ask(connection.with_db("postgres"), BACKENDS) == [])
     assert list(into.iterdir()) == []
     assert [t.name for t in threading.enumerate() if t.name.startswith(("postgres-evidence", "stderr-"))] == []
 
@@ -183,17 +183,20 @@ def _two_more(rounds: list[int]) -> None:
 MEASURING = "FROM pg_stat_activity WHERE application_name = 'scholaria-ops' AND state = 'active' AND query LIKE '%record_out%'"
 
 
-def when_measuring(connection: PostgresConnection, action: Callable[[], object]) -> threading.Thread:
-    """A thread that does ``action`` as soon as the server computes a fingerprint."""
+def when_measuring(connection: PostgresConnection, what: str, action: Callable[[], object] = bool) -> Listener:
+    """Select ``what`` of the session that computes a fingerprint, as soon as there is one, and do ``action``.
+
+    Who dumps with this listener does not come to the end of the dump before.
+    """
     elsewhere = connection.with_db("postgres")
 
     def wait() -> None:
-        wait_until(lambda: bool(ask(elsewhere, f"SELECT 1 {MEASURING}")))
+        wait_until(lambda: bool(ask(elsewhere, f"SELECT {what} {MEASURING}")))
         action()
 
     thread = threading.Thread(target=wait)
     thread.start()
-    return thread
+    return Listener(DUMP_TASK, thread.join)
 
 
 def test_a_migration_that_begins_during_the_dump_waits_and_does_not_spoil_it(
@@ -245,13 +248,11 @@ def test_f04_pg_dump_killed_leaves_nothing(bulky: PostgresConnection, context_fa
 def test_f03_losing_the_session_that_holds_the_snapshot_ends_the_dump(
     bulky: PostgresConnection, context_factory: ContextFactory, tmp_path: Path
 ) -> None:
-    terminate = f"SELECT pg_terminate_backend(pid) {MEASURING}"
-    killer = when_measuring(bulky, lambda: execute(bulky.with_db("postgres"), terminate))
+    killer = when_measuring(bulky, "pg_terminate_backend(pid)")
     into = tmp_path / "into"
     into.mkdir()
     with pytest.raises(StoreUnavailable, match="broke off"):
-        PostgresStore(bulky).dump(into, SET_ID, context_factory())
-    killer.join()
+        PostgresStore(bulky).dump(into, SET_ID, context_factory(progress=killer))
     assert_nothing_left(bulky, into)
 
 
@@ -274,10 +275,9 @@ def test_f83_a_long_query_is_ended_on_the_server_too(bulky: PostgresConnection, 
     token = CancelToken()
     into = tmp_path / "into"
     into.mkdir()
-    stopper = when_measuring(bulky, lambda: token.cancel("told to stop"))
+    stopper = when_measuring(bulky, "1", lambda: token.cancel("told to stop"))
     with pytest.raises(Cancelled):
-        PostgresStore(bulky).dump(into, SET_ID, context_factory(cancel=token))
-    stopper.join()
+        PostgresStore(bulky).dump(into, SET_ID, context_factory(cancel=token, progress=stopper))
     for path in into.iterdir():
         path.unlink()
     assert_nothing_left(bulky, into)

@@ -17,11 +17,10 @@ from scholaria_ops.errors import AuthenticationFailed, DiskFull, Refused, StoreE
 from scholaria_ops.process import which
 from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.sandbox.sandbox import Sandbox
-from scholaria_ops.sandbox.server import free_port
 from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.qdrant import QdrantStore, recover_as
 from scholaria_ops.stores.qdrant.rest import NotFound, Rest, at
-from scholaria_ops_tests.conftest import ContextFactory
+from scholaria_ops_tests.conftest import ContextFactory, Ports
 from scholaria_ops_tests.stores.qdrant_support import (
     DOCUMENTS,
     Exchange,
@@ -288,9 +287,11 @@ class _Unwritten(Ledger):
 # -- F52 ---------------------------------------------------------------------------------------------------------------
 
 
-def test_f52_cluster_mode_with_one_of_two_nodes_configured_is_refused(box: Sandbox, context_factory: ContextFactory) -> None:
+def test_f52_cluster_mode_with_one_of_two_nodes_configured_is_refused(
+    box: Sandbox, context_factory: ContextFactory, hold_port: Ports
+) -> None:
     """Two real peers. A snapshot of one of them would silently lack the other one's shards."""
-    ports = free_port(), free_port()
+    ports = hold_port(), hold_port()
     first = _peer(box, 1, ports[0], [f"--uri=http://127.0.0.1:{ports[0]}"])
     second = _peer(box, 2, ports[1], [f"--bootstrap=http://127.0.0.1:{ports[0]}", f"--uri=http://127.0.0.1:{ports[1]}"])
     try:
@@ -334,7 +335,7 @@ def _is_whole(server: QdrantServer) -> bool:
     return all(s["state"] == "Active" for s in [*told["local_shards"], *told["remote_shards"]]) and bool(told["local_shards"])
 
 
-def _wait_for(condition: Callable[[], bool], patience_s: float = 30.0) -> None:
+def _wait_for(condition: Callable[[], bool], patience_s: float = 120.0) -> None:
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"
@@ -397,7 +398,7 @@ def test_the_first_failure_is_told_when_one_collection_fails_while_another_is_un
         began = time.monotonic()
         with pytest.raises(VerificationFailed, match="a first one"):
             store_at(between.url).dump(tmp_path, SET_ID, ctx)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 25, "it ran into no time limit"
         assert not snapshots_left(server.connection)
         assert open_entries(ctx) == 0
     server.kill()

@@ -11,12 +11,11 @@ import pytest
 from scholaria_ops.errors import StoreUnavailable, VerificationFailed
 from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.sandbox.sandbox import Sandbox
-from scholaria_ops.sandbox.server import free_port
 from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.qdrant.live import QdrantLive
 from scholaria_ops.stores.qdrant.live.marks import note
 from scholaria_ops.stores.qdrant.rest import Rest
-from scholaria_ops_tests.conftest import ContextFactory
+from scholaria_ops_tests.conftest import ContextFactory, Ports
 from scholaria_ops_tests.stores.qdrant_live_support import ALIAS, ALIASED, PLAIN, Application, FileNotebook, change, seed_two, served, taken
 from scholaria_ops_tests.stores.qdrant_support import drop_everything, fast_sandbox
 
@@ -88,11 +87,11 @@ def test_one_vector_that_is_not_the_sets_is_seen(live: QdrantServer, tmp_path: P
 
 
 def test_a_port_that_is_not_qdrants_is_an_error_that_names_the_setting(
-    live: QdrantServer, tmp_path: Path, context_factory: ContextFactory
+    live: QdrantServer, tmp_path: Path, context_factory: ContextFactory, hold_port: Ports
 ) -> None:
     ctx = context_factory()
     source = taken(live.connection, tmp_path / "set", SET_ID, ctx)
-    wrong = live.connection.model_copy(update={"grpc_port": free_port()})
+    wrong = live.connection.model_copy(update={"grpc_port": hold_port()})
     with pytest.raises(StoreUnavailable) as caught:
         QdrantLive(wrong).plan(source, ctx)
     assert "QDRANT_GRPC_PORT" in caught.value.hint

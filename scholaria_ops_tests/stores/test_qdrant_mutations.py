@@ -51,8 +51,9 @@ def original(box: Sandbox, tools: Tools, tmp_path_factory: pytest.TempPathFactor
         rest.put(at(MIXED), MIXED_CONFIG)
         upsert(rest, MIXED, [mixed(source, n) for n in range(30)])
         rest.post("/collections/aliases", {"actions": [{"create_alias": {"alias_name": "docs", "collection_name": DOCUMENTS}}]})
-        deadline = time.monotonic() + 30
-        while rest.get(at(DOCUMENTS))["status"] != "green" and time.monotonic() < deadline:
+        deadline = time.monotonic() + 120
+        while rest.get(at(DOCUMENTS))["status"] != "green":
+            assert time.monotonic() < deadline
             time.sleep(0.1)
     base = tmp_path_factory.mktemp("mutations")
     (base / "scratch").mkdir(mode=0o700)

@@ -19,14 +19,13 @@ from scholaria_ops.errors import AuthenticationFailed, Cancelled, DiskFull, OpsE
 from scholaria_ops.progress import Silent
 from scholaria_ops.sandbox.redis import RedisServer
 from scholaria_ops.sandbox.sandbox import Sandbox
-from scholaria_ops.sandbox.server import free_port
 from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.redis import RedisStore
 from scholaria_ops.stores.redis import preflight as preflight_module
 from scholaria_ops.stores.redis.info import ServerInfo, newer_than_local, rdb_version_written_by
 from scholaria_ops.stores.redis.preflight import refuse_unfit
 from scholaria_ops.stores.redis.wire import ACL_RULES, acl_hint
-from scholaria_ops_tests.conftest import ContextFactory
+from scholaria_ops_tests.conftest import ContextFactory, Ports
 from scholaria_ops_tests.stores.redis_support import Script, commands, failed, fill, scripted, take, wait_until
 
 
@@ -38,7 +37,7 @@ def box(tools: Tools, tmp_path: Path) -> Iterator[Sandbox]:
 
 def preflight_error(connection: RedisConnection, context_factory: ContextFactory) -> OpsError:
     with pytest.raises(OpsError) as caught:
-        RedisStore(connection, timeout_s=5).preflight(context_factory())
+        RedisStore(connection, timeout_s=30).preflight(context_factory())
     return caught.value
 
 
@@ -53,8 +52,8 @@ def test_facts_of_a_healthy_server(box: Sandbox, context_factory: ContextFactory
     assert facts.warnings == ()
 
 
-def test_nobody_there_is_unavailable_and_may_be_tried_again(context_factory: ContextFactory) -> None:
-    error = preflight_error(RedisConnection(host="127.0.0.1", port=free_port()), context_factory)
+def test_nobody_there_is_unavailable_and_may_be_tried_again(context_factory: ContextFactory, hold_port: Ports) -> None:
+    error = preflight_error(RedisConnection(host="127.0.0.1", port=hold_port()), context_factory)
     assert isinstance(error, StoreUnavailable)
     assert error.retryable
     assert "127.0.0.1" in error.message
@@ -149,8 +148,8 @@ def test_preflight_starts_nothing_on_the_server(box: Sandbox, context_factory: C
     assert b"connected_slaves:0" in replication
 
 
-def test_cluster_mode_is_refused(box: Sandbox, context_factory: ContextFactory) -> None:
-    server = box.redis(config={"cluster-enabled": "yes", "cluster-port": str(free_port())})
+def test_cluster_mode_is_refused(box: Sandbox, context_factory: ContextFactory, hold_port: Ports) -> None:
+    server = box.redis(config={"cluster-enabled": "yes", "cluster-port": str(hold_port())})
     error = preflight_error(server.connection, context_factory)
     assert isinstance(error, Refused)
     assert "cluster mode" in error.message
@@ -164,9 +163,9 @@ def test_a_renamed_sync_is_named(box: Sandbox, context_factory: ContextFactory) 
     assert "rename-command" in error.hint
 
 
-def test_a_replica_that_lost_its_master_is_refused(box: Sandbox, context_factory: ContextFactory) -> None:
+def test_a_replica_that_lost_its_master_is_refused(box: Sandbox, context_factory: ContextFactory, hold_port: Ports) -> None:
     server = box.redis()
-    commands(server, ("REPLICAOF", "127.0.0.1", free_port()))
+    commands(server, ("REPLICAOF", "127.0.0.1", hold_port()))
     error = preflight_error(server.connection, context_factory)
     assert isinstance(error, Refused)
     assert "link to its master is down" in error.message
@@ -323,11 +322,11 @@ def test_f86_the_artifact_is_private_whatever_the_umask(box: Sandbox, tmp_path: 
     assert failed(backup.check(context_factory())) == []
 
 
-def test_unix_sockets_and_tls_are_spoken(box: Sandbox, tmp_path: Path, context_factory: ContextFactory) -> None:
+def test_unix_sockets_and_tls_are_spoken(box: Sandbox, tmp_path: Path, context_factory: ContextFactory, hold_port: Ports) -> None:
     server = box.redis(config={"repl-diskless-sync-delay": "0"})
     fill(server)
     certificate, key = _self_signed(server)
-    port = free_port()
+    port = hold_port()
     commands(
         server,
         ("CONFIG", "SET", "tls-cert-file", str(certificate), "tls-key-file", str(key), "tls-ca-cert-file", str(certificate)),

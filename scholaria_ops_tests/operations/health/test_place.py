@@ -141,7 +141,7 @@ def test_the_scratch_of_a_killed_process_is_named(services: Services, tmp_path: 
 def wait_for(path: Path) -> None:
     import time
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -301,7 +301,7 @@ def _killed(here: Bench, write: int, action: Callable[[], object]) -> int:
 
     process = FORK.Process(target=child)
     process.start()
-    process.join(60)
+    process.join(120)
     assert process.exitcode is not None
     return process.exitcode
 

@@ -142,7 +142,7 @@ class Application:
             user=to.user,
             password=to.password.get_secret_value(),
             application_name="scholaria",
-            connect_timeout=10,
+            connect_timeout=60,
             autocommit=True,
         )
 
@@ -158,7 +158,7 @@ def applications(connection: PostgresConnection, number: int = 4) -> Iterator[li
     for thread in threads:
         thread.start()
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not all(app.acknowledged for app in apps):
             assert time.monotonic() < deadline, [app.refused for app in apps]
             time.sleep(0.01)
@@ -167,7 +167,7 @@ def applications(connection: PostgresConnection, number: int = 4) -> Iterator[li
         for app in apps:
             app.stop()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
 
 
 def killed_in_child(action: Callable[[], object]) -> bool:

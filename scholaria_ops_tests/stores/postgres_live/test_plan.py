@@ -47,14 +47,15 @@ def test_a_plan_against_what_was_just_dumped_costs_nothing(
     live: PostgresConnection, sealed: MadeSet, home: PostgresServer, context_factory: ContextFactory
 ) -> None:
     held = standing(home)
+    free = [psutil.disk_usage(str(home.data)).free]
     plan = PostgresLive(live).plan(source_of(sealed), context_factory())
+    free.append(psutil.disk_usage(str(home.data)).free)  # others write to that disk, too
     assert counted(plan.effects) == {}
     assert plan.objections == ()
     assert plan.identity == str(home.system_identifier)
     assert plan.live_oid == ask(live, "SELECT oid FROM pg_database WHERE datname = current_database()")[0][0]
     assert plan.needs[0].needed_bytes == 2 * sealed.evidence.database.size_bytes
-    free = psutil.disk_usage(str(home.data)).free
-    assert plan.needs[0].free_bytes == pytest.approx(free, rel=0.2), "the server's directory is on this host, and its own"
+    assert 0.8 * min(free) <= (plan.needs[0].free_bytes or 0) <= 1.2 * max(free), "the server's directory is on this host, and its own"
     assert plan.needs[0].met
     assert plan.expected_s > 0
     assert plan.artifacts == tuple(a.path for a in sealed.artifacts)

@@ -73,7 +73,7 @@ def test_the_application_writes_throughout_and_is_locked_out_for_the_switch_only
         switched = store.switch(plan, notebook, ctx)
         reached = [len(app.acknowledged) for app in apps]
         wait = threading.Event()
-        for _ in range(600):
+        for _ in range(2400):
             if all(len(app.acknowledged) > n for app, n in zip(apps, reached, strict=True)):
                 break
             wait.wait(0.05)
