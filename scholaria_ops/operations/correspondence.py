@@ -149,17 +149,20 @@ class _Merge:
         return {r["id"]: hashlib.md5(str((r.get("payload") or {}).get(field)).encode(), usedforsecurity=False).hexdigest() for r in found}
 
 
-def largest_point(qdrant: QdrantConnection, *, cancel: CancelToken | None = None) -> int:
-    """The largest number that a point of the application has as its id, 0 if there is none; asks some 70 times, whatever the size."""
+def largest_point(qdrant: QdrantConnection, *, below: int = 1 << 63, cancel: CancelToken | None = None) -> int:
+    """The largest number less than ``below`` that a point of the application has as its id, 0 if there is none.
+
+    Asks some 70 times, whatever the size.
+    """
     with Rest(qdrant, cancel=cancel) as rest:
         collection = _collection(rest)
         if collection is None:
             return 0
-        low, high = 0, 1 << 63  # a point with an id of at least ``low`` is there (or low is 0), none of at least ``high``
+        low, high = 0, below  # a point with an id of at least ``low`` is there (or low is 0), none from ``high`` up to ``below``
         while low < high - 1:
             middle = (low + high) // 2 if low else min(high - 1, 1 << 31) if high > 1 << 32 else high // 2
             found = _first_from(rest, collection, middle)
-            if found is None:
+            if found is None or found >= below:
                 high = middle
             else:
                 low = max(found, middle)

@@ -10,8 +10,13 @@ import pytest
 
 from scholaria_ops.connections import PostgresConnection, QdrantConnection
 from scholaria_ops.operations.correspondence import correspondence, largest_point
+from scholaria_ops.operations.restore.after import After
+from scholaria_ops.operations.services import Services
 from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.sandbox.qdrant import QdrantServer
+from scholaria_ops.stores.postgres.sequences import given_out
+from scholaria_ops_tests.conftest import ContextFactory
+from scholaria_ops_tests.operations.conftest import ServicesFactory
 
 COLLECTION = "context_items"
 DATABASE = "correspondence"
@@ -82,8 +87,38 @@ def test_the_largest_point_is_found_without_reading_all(pair: tuple[PostgresConn
     for id_ in (4_000_000_000, (1 << 62) + 3):
         _points(qdrant.url, id_)
         assert largest_point(qdrant) == id_
+    assert largest_point(qdrant, below=4_000_000_000) == 5
+    assert largest_point(qdrant, below=4_000_000_001) == 4_000_000_000
 
 
 def test_another_application_has_no_correspondence(pg_server: PostgresServer, qdrant_server: QdrantServer) -> None:
     assert correspondence(pg_server.connection, qdrant_server.connection) is None
     assert largest_point(qdrant_server.connection) == 0
+
+
+def _services(make: ServicesFactory, postgres: PostgresConnection, qdrant_url: str) -> Services:
+    password = postgres.password.get_secret_value()
+    database = {"DB_HOST": postgres.host, "DB_PORT": str(postgres.port), "DB_USER": postgres.user, "DB_PASSWORD": password}
+    return make(**database, DB_NAME=DATABASE, QDRANT_URL=qdrant_url)
+
+
+@pytest.mark.parametrize("stray", [2**31 - 1, 10**12])
+def test_a_point_that_can_be_no_row_neither_uses_up_all_ids_nor_makes_a_restore_fail(
+    pair: tuple[PostgresConnection, QdrantConnection], services_factory: ServicesFactory, context_factory: ContextFactory, stray: int
+) -> None:
+    postgres, qdrant = pair
+    _sql(postgres, "CREATE SEQUENCE public.ids AS integer OWNED BY public.rag_contextitem.id")
+    _points(qdrant.url, stray)
+    After(_services(services_factory, postgres, qdrant.url), context_factory())._raise_sequences()
+    assert given_out(postgres) == {"public.ids": 5}
+
+
+def test_a_dead_qdrant_is_told_and_no_reason_to_do_without_postgres(
+    pair: tuple[PostgresConnection, QdrantConnection], services_factory: ServicesFactory, context_factory: ContextFactory
+) -> None:
+    postgres, _ = pair
+    _sql(postgres, "CREATE SEQUENCE public.ids AS integer OWNED BY public.rag_contextitem.id")
+    after = After(_services(services_factory, postgres, "http://127.0.0.1:9"), context_factory(), given_out={"public.ids": 3})
+    after._raise_sequences()
+    assert given_out(postgres) == {"public.ids": 3}
+    assert "the ids that Qdrant knows could not be read" in after.told[0]

@@ -10,7 +10,7 @@ import pytest
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import StoreError
 from scholaria_ops.sandbox.postgres import PostgresServer
-from scholaria_ops.stores.postgres.sequences import given_out, raise_all, raise_sequence
+from scholaria_ops.stores.postgres.sequences import given_out, largest_possible, raise_all, raise_sequence
 from scholaria_ops_tests.stores.postgres_support import ask, database, execute
 
 
@@ -78,3 +78,19 @@ def test_all_that_one_database_gave_out_is_jumped_over_in_another(live: Postgres
     assert raise_all(live, known) == 2
     assert raise_all(live, known) == 0
     assert ask(live, """SELECT nextval('public."Odd.name"'), nextval('public.a_id_seq')""") == [(8, 2001)]
+
+
+def test_a_database_that_is_read_only_by_default_or_forbids_changes_of_definitions_is_no_obstacle(live: PostgresConnection) -> None:
+    execute(
+        live,
+        "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no %', tg_tag; END $$",
+        "CREATE EVENT TRIGGER no_ddl ON ddl_command_start EXECUTE FUNCTION refuse()",
+        "ALTER DATABASE raised SET default_transaction_read_only = on",
+    )
+    assert raise_all(live, {"public.a_id_seq": 2000}) == 1
+    assert given_out(live) == {"public.a_id_seq": 2000}
+
+
+def test_it_is_known_which_ids_there_can_be(live: PostgresConnection) -> None:
+    found = [largest_possible(live, table, "id") for table in ("public.a", 'public."b c"', "public.plain", "public.absent")]
+    assert found == [2**31 - 1, 2**15 - 1, 0, 0]

@@ -20,7 +20,7 @@ from scholaria_ops.process import run
 from scholaria_ops.profiles.scholaria import CHUNK_ID, CHUNK_TABLE
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.postgres.measure import alembic_revision
-from scholaria_ops.stores.postgres.sequences import given_out, raise_all, raise_sequence
+from scholaria_ops.stores.postgres.sequences import given_out, largest_possible, raise_all, raise_sequence
 from scholaria_ops.stores.postgres.session import open_session
 
 _POLL_S = 1.0
@@ -67,7 +67,7 @@ class After:
             self.given_out = given_out(self.services.settings.postgres_restore, cancel=self.services.cancel)
         except OpsError as exc:
             # Damaged or gone: that is why it is replaced. What Qdrant knows is looked at all the same.
-            self.services.progress.say(f"the ids that the live database gave out could not be read: {exc.message}")
+            self.told.append(f"the ids that the former database gave out could not be read, and may be given out again: {exc.message}")
 
     def before_writers(self, backup_set: BackupSet, stores: Sequence[StoreName]) -> None:
         """Raise sequences above every id that is known, then run the hook.
@@ -112,7 +112,14 @@ class After:
         raised = raise_all(settings.postgres_restore, self.given_out, cancel=self.services.cancel)
         if raised:
             self.services.progress.say(f"{raised} sequence(s) go on above the ids that were given out before the restore")
-        highest = largest_point(settings.qdrant, cancel=self.services.cancel)
+        # A point whose id no row can have is no reason to use up all ids.
+        most = largest_possible(settings.postgres_restore, CHUNK_TABLE, CHUNK_ID, cancel=self.services.cancel)
+        try:
+            highest = largest_point(settings.qdrant, below=most, cancel=self.services.cancel) if most else 0
+        except OpsError as exc:
+            self.services.cancel.check()  # else it is down: no reason to do without PostgreSQL as well
+            self.told.append(f"the ids that Qdrant knows could not be read, and may be given out again: {exc.message}")
+            return
         line = raise_sequence(settings.postgres_restore, CHUNK_TABLE, CHUNK_ID, highest, cancel=self.services.cancel)
         if line:
             self.services.progress.say(line)

@@ -20,20 +20,33 @@ def raise_sequence(connection: PostgresConnection, table: str, column: str, at_l
         StoreError: the sequence could not be set (the role may not, or its maximum is lower).
     """
     with open_session(connection, cancel=cancel) as session:
-        if not session.rows("SELECT 1 WHERE to_regclass(%s) IS NOT NULL", (table,)):
+        found = _behind(session, table, column)
+        if found is None:
             return ""
-        found = session.rows(
-            "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE c.oid = pg_get_serial_sequence(%s, %s)::regclass",
-            (table, column),
-        )
-        if not found:
-            return ""
-        ((schema, name),) = found
+        schema, name, _ = found
         before = _raised(session, schema, name, at_least)
     if before is None:
         return ""
     return f"the sequence {qualified(schema, name)} was raised from {before:,} to {at_least:,}: ids up to there are known elsewhere"
+
+
+def largest_possible(connection: PostgresConnection, table: str, column: str, *, cancel: CancelToken | None = None) -> int:
+    """The largest value that the sequence behind ``table.column`` can ever give out, 0 if there is none."""
+    with open_session(connection, cancel=cancel) as session:
+        found = _behind(session, table, column)
+    return found[2] if found else 0
+
+
+def _behind(session: Session, table: str, column: str) -> tuple[str, str, int] | None:
+    """Schema, name and maximum of the sequence behind a column; None if there is no such table or no sequence."""
+    if not session.rows("SELECT 1 WHERE to_regclass(%s) IS NOT NULL", (table,)):
+        return None
+    rows = session.rows(
+        "SELECT n.nspname::text, c.relname::text, s.seqmax FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " JOIN pg_sequence s ON s.seqrelid = c.oid WHERE c.oid = pg_get_serial_sequence(%s, %s)::regclass",
+        (table, column),
+    )
+    return next(((schema, name, int(most)) for schema, name, most in rows), None)
 
 
 def given_out(connection: PostgresConnection, *, cancel: CancelToken | None = None) -> dict[str, int]:
@@ -75,6 +88,10 @@ def _raised(session: Session, schema: str, name: str, at_least: int) -> int | No
     regclass = f"{quoted(schema)}.{quoted(name)}"
     (step,) = session.one("SELECT seqincrement FROM pg_sequence WHERE seqrelid = %s::regclass", (regclass,))
     with session.told(), session.connection.transaction():
+        # A database may be read-only by default, and an event trigger may forbid every change of a definition.
+        session.execute("SET TRANSACTION READ WRITE")
+        if session.one("SELECT current_setting('is_superuser') = 'on'")[0]:
+            session.execute("SET LOCAL session_replication_role = replica")
         # Changes nothing, but nobody takes a value until we are done: one that was taken meanwhile would be lowered.
         session.execute(SQL("ALTER SEQUENCE {} INCREMENT BY {}").format(which, Literal(step)))
         before = int(session.one(stands)[0])

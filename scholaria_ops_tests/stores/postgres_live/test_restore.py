@@ -230,3 +230,20 @@ def test_the_same_set_again_loses_exactly_what_was_written_since_it_was_restored
     by_content = PostgresLive(live, restored=earlier).plan(other, context_factory()).effects
     assert [(e.count, "at most" in e.detail) for e in by_content if (e.kind, e.what) == ("lost", "table public.topic")] == [(103, True)]
     assert mark_of(notebook, identity="of another server", oid=plan.live_oid or 0) is None
+
+
+def test_a_database_that_was_a_template_is_restored_undone_and_discarded(
+    live: PostgresConnection, home: PostgresServer, tmp_path: Path, context_factory: ContextFactory
+) -> None:
+    """PostgreSQL does not drop a template."""
+    execute(live, f"ALTER DATABASE {NAME} IS_TEMPLATE true")
+    ctx, store, notebook = context_factory(), PostgresLive(live), FileNotebook(tmp_path)
+    try:
+        made, _ = make_set(PostgresStore(live), tmp_path / "set", ctx)
+        restore(store, made, notebook, ctx)
+        store.undo(notebook, ctx)
+        assert store.discard(notebook, ctx)[0].startswith(f"database {AFTER}, ")
+        assert names(home) == {NAME: True}
+    finally:
+        for name in names(home):
+            execute(home.connection, f"ALTER DATABASE {quoted(name)} IS_TEMPLATE false")

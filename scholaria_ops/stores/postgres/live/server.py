@@ -159,6 +159,8 @@ def drop(session: Session, connection: PostgresConnection, database: Database) -
                 for statement in ("ALTER SUBSCRIPTION {} DISABLE", "ALTER SUBSCRIPTION {} SET (slot_name = NONE)", "DROP SUBSCRIPTION {}"):
                     _said(inside, statement, name)
     try:
+        if session.rows("SELECT 1 FROM pg_database WHERE oid = %s::oid AND datistemplate", (database.oid,)):
+            _said(session, "ALTER DATABASE {} IS_TEMPLATE false", database.name)  # the live one was a template, or the set's
         _said(session, "DROP DATABASE IF EXISTS {} WITH (FORCE)", database.name)
     except StoreError as exc:
         exc.hint = (
