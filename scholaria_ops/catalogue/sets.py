@@ -346,7 +346,7 @@ class Catalogue:
         if not verified:
             raise UsageError(
                 f"no verified set in {self.layout.root}" + (f" ({len(sealed)} unverified)" if sealed else ""),
-                hint="Make one with `scholaria-ops backup`, or verify one by its id.",
+                hint="Make one with `scholaria-ops backup`, verify one by its id, or bring one from the bucket: `scholaria-ops fetch`.",
             )
         # Read once more by its name: what was listed may be known from an earlier look.
         return self._entry(verified[-1].name)

@@ -13,7 +13,7 @@ from scholaria_ops.cli.catalogue import describe, entry_json
 from scholaria_ops.cli.common import JsonOption, run, services
 from scholaria_ops.cli.main import app
 from scholaria_ops.cli.output import emit_json, out
-from scholaria_ops.errors import UsageError
+from scholaria_ops.errors import OffsiteError, UsageError
 from scholaria_ops.operations.backup import BackupRequest, reserve
 
 
@@ -36,7 +36,12 @@ def backup(
     with open_instance() as instance:
         set_id = reserve(here, request, taken=known_partitions(instance))
         config = {"tier": tier, "note": note, "requested_by": by}
-        run_id = run("backup", partition=set_id, config={"take_backup": {"config": config}}, instance=instance)
+        try:
+            run_id = run("backup", partition=set_id, config={"take_backup": {"config": config}}, instance=instance)
+        except OffsiteError as exc:
+            # Shipping comes last: what failed is the copy, and the operator must not think that there is no set.
+            exc.hint = f"The set {set_id} stands here, sealed and verified. {exc.hint} Then: `scholaria-ops ship {set_id}`."
+            raise
     _show(here.catalogue.find(set_id), run_id, as_json)
 
 

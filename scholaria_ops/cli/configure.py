@@ -89,7 +89,9 @@ def _print(result: Preflight, problems: list[OpsError]) -> None:
         out.print(f"  {problem.message}", markup=False)
         if problem.hint:
             out.print(f"  → {problem.hint}", markup=False)
-    out.print(f"a set may need up to {human_bytes(result.expected_bytes)}; {human_bytes(result.free_bytes)} are free")
+    # What a store that is not ready would need is in no sum.
+    room = "how much a set needs is not known yet" if result.refusals else f"a set may need up to {human_bytes(result.expected_bytes)}"
+    out.print(f"{room}; {human_bytes(result.free_bytes)} are free")
 
 
 def _json(result: Preflight, problems: list[OpsError]) -> dict[str, Any]:

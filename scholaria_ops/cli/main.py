@@ -104,6 +104,14 @@ def main() -> None:
     except OpsError as exc:
         _complain(exc)
         sys.exit(exit_code(exc))
+    except OSError as exc:
+        if not _output_is_refused():
+            raise
+        err.print(f"[bold red]error[/] the result cannot be written to standard output: {exc.strerror}")
+        err.print("→ Send it to a disk with room, or look at it in the terminal.")
+        # What is left in the buffer must not fail once more at the very end, with another exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except typer.Exit as exc:
         sys.exit(exc.exit_code)
     except Exception as exc:
@@ -115,6 +123,15 @@ def main() -> None:
         sys.exit(getattr(exc, "exit_code", 2))
     finally:
         about_to_end()
+
+
+def _output_is_refused() -> bool:
+    """Whether standard output takes nothing, not even an empty line."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError:
+        return True
+    return False
 
 
 def _complain(error: OpsError) -> None:

@@ -47,7 +47,7 @@ def restore(
     as_json: JsonOption = False,
 ) -> None:
     """Bring a set back into the live stores: planned, staged beside and compared, switched in a moment, reversible."""
-    if sum((undo, discard_old, recover, dry_run)) > 1 and not (undo and dry_run):
+    if sum((undo, discard_old, recover)) > 1 or (dry_run and (discard_old or recover)):
         raise UsageError("--dry-run, --undo, --discard-old and --recover exclude each other", hint="Give one (or --undo --dry-run).")
     if recover:
         _recover(as_json)

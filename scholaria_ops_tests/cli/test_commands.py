@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import dagster as dg
@@ -10,7 +11,7 @@ import pytest
 from scholaria_ops.catalogue.lock import estate_lock
 from scholaria_ops.pipeline.runner import open_instance
 from scholaria_ops.sandbox.sample import SampleStack
-from scholaria_ops_tests.cli.conftest import Command
+from scholaria_ops_tests.cli.conftest import COMMAND, Command
 from scholaria_ops_tests.operations.support import flip
 
 
@@ -98,6 +99,7 @@ def test_refused_failed_and_busy(ops: Command, tmp_path: Path) -> None:
     not_ready = ops("check", env={"QDRANT_URL": "http://127.0.0.1:1"})
     assert not_ready.code == 1
     assert "not ready" in not_ready.out
+    assert "a set may need up to" not in not_ready.out, "a sum without Qdrant is no sum"
     with estate_lock(tmp_path / "backups" / ".state" / "estate.lock", "a long restore"):
         busy = ops("backup")
     assert busy.code == 5
@@ -120,6 +122,24 @@ def test_help_needs_no_settings(ops: Command, words: tuple[str, ...]) -> None:
     answer = ops(*words, env={"DB_PORT": "x"})
     assert answer.code == 0
     assert "scholaria-ops" in answer.out
+
+
+@pytest.mark.parametrize("words", [("list",), ("list", "--json"), ("config",)])
+def test_a_full_disk_behind_the_output_is_said_without_a_traceback(home: Path, env_file: Path, words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        finished = subprocess.run(
+            [str(COMMAND), "--env-file", str(env_file), *words],
+            env={"DAGSTER_HOME": str(home)},
+            cwd=home,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    told = finished.stderr.decode()
+    assert finished.returncode == 1, told
+    assert "the result cannot be written to standard output: No space left on device" in told
+    assert "Traceback" not in told
+    assert "Exception ignored" not in told
 
 
 def test_a_name_with_brackets_is_printed_as_it_is(ops: Command) -> None:

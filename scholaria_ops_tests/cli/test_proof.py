@@ -82,6 +82,15 @@ def test_without_a_bucket_the_setting_is_named(ops: Command) -> None:
     assert "BACKUP_S3_BUCKET" in answer.err
 
 
+def test_a_backup_that_cannot_be_shipped_names_the_set_that_stands_here(ops: Command, bucket: dict[str, str]) -> None:
+    answer = ops("backup", env={"BACKUP_S3_BUCKET": "no-such-bucket"})
+    assert answer.code == 1
+    (made,) = ops("list", "--json").json()["sets"]
+    assert made["verified_at"]
+    assert f"The set {made['id']} stands here, sealed and verified." in answer.err
+    assert f"`scholaria-ops ship {made['id']}`" in answer.err
+
+
 def test_check_looks_at_the_bucket_too(ops: Command, bucket: dict[str, str]) -> None:
     assert ops("check").code == 0
     wrong = ops("check", env={"BACKUP_S3_BUCKET": "no-such-bucket"})

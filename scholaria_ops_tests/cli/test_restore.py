@@ -57,6 +57,8 @@ def test_a_dry_run_shows_the_plan_and_touches_nothing(ops: Command, home: Path, 
         (("--from", "mars"), "source 'mars' does not exist"),
         (("--undo",), "no restore that can be undone"),
         (("--undo", "--recover"), "exclude each other"),
+        (("--undo", "--dry-run", "--recover"), "exclude each other"),
+        (("--undo", "--dry-run", "--discard-old"), "exclude each other"),
         (("20200101_000000",), "there is no set"),
     ],
 )

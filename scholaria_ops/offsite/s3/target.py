@@ -323,4 +323,6 @@ def _existing(name: str, path: str) -> Iterator[None]:
     try:
         yield
     except NoSuchObject as exc:
-        raise UsageError(f"there is no {path} in {name} offsite: {exc.message}", hint="List the sets and files that are there.") from exc
+        raise UsageError(
+            f"there is no {path} in {name} offsite: {exc.message}", hint="`scholaria-ops sync` names the sets that are there and not here."
+        ) from exc
