@@ -172,7 +172,11 @@ class LiveStore(Protocol[E, P]):
         """After all stores have switched: clear away what is not needed to undo; returns lines for people. Repeatable."""
 
     def later_writes(self, notebook: Notebook, ctx: Context) -> tuple[Effect, ...]:
-        """What was written since the switch and would be lost by :meth:`undo`. Changes nothing."""
+        """What was written since the switch and would be lost by :meth:`undo`. Changes nothing.
+
+        Raises:
+            Refused: what was kept is gone, so that :meth:`undo` would refuse.
+        """
 
     def undo(self, notebook: Notebook, ctx: Context) -> Switched:
         """Serve again what was served before the switch; keep what is served now aside. Resumable after a kill.

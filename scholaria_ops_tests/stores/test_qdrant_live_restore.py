@@ -175,6 +175,17 @@ def test_rolling_back_from_switched_serves_what_was_served(
     assert kept_collections(notebook.read()) == frozenset()
 
 
+def test_a_plan_to_undo_is_refused_when_what_was_kept_is_gone(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = restore(live, source, notebook, ctx)
+    with Rest(live.connection) as rest:
+        rest.delete(f"/collections/{ALIASED}")
+    with pytest.raises(Refused, match=f"collection {ALIASED}, which was kept .* is gone"):
+        store.later_writes(notebook, ctx)
+
+
 def test_in_place_the_name_stays_a_collection_and_undo_goes_back(
     live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
 ) -> None:

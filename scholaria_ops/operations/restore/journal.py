@@ -23,12 +23,15 @@ from scholaria_ops.files import make_private_dir, replace_durably
 from scholaria_ops.stores.live import Fact
 
 #: ``begun`` … ``switching``: a crash here is taken back. ``switched``: every store serves the set and the hooks have passed; a
-#: crash from here on is carried to its end. ``undoing``: is carried on. The others are ends.
-Phase = Literal["begun", "staged", "switching", "switched", "done", "rolling_back", "rolled_back", "undoing", "undone", "discarded"]
+#: crash from here on is carried to its end. ``undoing``: is carried on. ``discarding``: some of what
+#: was kept may be gone, so that nothing can be undone; the next discard goes on. The others are ends.
+Phase = Literal[
+    "begun", "staged", "switching", "switched", "done", "rolling_back", "rolled_back", "undoing", "undone", "discarding", "discarded"
+]
 #: Phases in which something is left to do.
 OPEN: frozenset[Phase] = frozenset({"begun", "staged", "switching", "switched", "rolling_back", "undoing"})
 #: Phases in which something is kept that :mod:`undo` can use or remove.
-KEEPING: frozenset[Phase] = frozenset({"done", "undone"})
+KEEPING: frozenset[Phase] = frozenset({"done", "undone", "discarding"})
 
 
 class Journal(Model):
@@ -142,7 +145,7 @@ class Journals:
 
     def undoable(self) -> Journal | None:
         """The newest restore, if it can still be undone."""
-        ended = [j for j in self.all() if j.phase in {"done", "undone", "discarded"}]
+        ended = [j for j in self.all() if j.phase in {*KEEPING, "discarded"}]
         return ended[-1] if ended and ended[-1].phase == "done" else None
 
     def keeping(self) -> list[Journal]:

@@ -289,6 +289,15 @@ def require_fresh(plan: RestorePlan, now: datetime) -> None:
         raise Refused(f"the plan of {plan.made_at:%H:%M:%S} UTC has expired", hint="Make a new plan and read it.")
 
 
+def require_same_settings(plan: RestorePlan, services: Services) -> None:
+    """Raise Refused unless the writers and the hook are treated as the plan says: it may be carried out by another process."""
+    if plan.fence != fence_of(services.settings).describe() or plan.after != _after(services):
+        raise Refused(
+            "what is done to the writers, or after the switch, is set otherwise than when the plan was made",
+            hint="Make a new plan and read it; BACKUP_FENCE, BACKUP_RESTORE_HOOK and BACKUP_HEALTH_URL are what it depends on.",
+        )
+
+
 def refuse_objections(plan: RestorePlan) -> None:
     """Raise Refused with every reason against the plan."""
     if against := plan.all_objections:

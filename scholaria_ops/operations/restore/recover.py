@@ -49,26 +49,49 @@ def recover_now(services: Services, live: LiveStores) -> list[str]:
 
 def take_back(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
     """Every store serves what it served before, and the writers run. All stores are tried, whatever one of them says."""
-    journal = journals.write(journal.model_copy(update={"phase": "rolling_back"}))
     lines: list[str] = []
     failures: list[str] = []
+    try:
+        journal = journals.write(journal.model_copy(update={"phase": "rolling_back"}))
+    except Exception as exc:  # noqa: BLE001 - a full disk here is no reason to leave the stores as they are
+        failures.append(_told(exc))  # the phase that it has is taken back as well
     for name in reversed(journal.stores):
         try:
             lines += live[name].store.roll_back(journals.notebook(journal.id, name), _own(ctx, name))
-        except OpsError as exc:
-            failures.append(f"{name}: {exc}")
+        except Exception as exc:  # noqa: BLE001 - one store must not keep the others, nor the writers, from their service
+            failures.append(f"{name}: {_told(exc)}")
     try:
         if journal.fenced:
-            fence_of(services.settings).start()
-            journal = journals.write(journal.model_copy(update={"fenced": False}))
+            journal = _writers_started(services, journals, journal)
             lines.append("the writers were started again")
-    except FenceFailed as exc:
+    except OpsError as exc:
         failures.append(f"{exc.message} ({exc.hint})")
     if failures:
         raise NotTakenBack("; ".join(failures), hint="Mend the cause, then run `scholaria-ops restore --recover`.")
     journals.write(journal.model_copy(update={"phase": "rolled_back", "ended_at": services.now()}))
     journals.forget_files(journal.id)
     return lines
+
+
+def _told(exc: Exception) -> str:
+    return str(exc) if isinstance(exc, OpsError) else f"{type(exc).__name__}: {exc}"
+
+
+def _writers_started(services: Services, journals: Journals, journal: Journal) -> Journal:
+    """Start the writers that this restore has stopped, as the settings of now say.
+
+    Raises:
+        FenceFailed: they did not start, or the settings do not say how.
+        ConfigError: a setting that the fence needs is missing.
+    """
+    fence = fence_of(services.settings)
+    if not fence.configured:
+        raise FenceFailed(
+            f"the restore {journal.id} has stopped the writers, and how they are started is not set any more (BACKUP_FENCE is none)",
+            hint="Set BACKUP_FENCE and what belongs to it as they were when the restore began.",
+        )
+    fence.start()
+    return journals.write(journal.model_copy(update={"fenced": False}))
 
 
 def _own(ctx: Context, name: StoreName) -> Context:
@@ -81,8 +104,7 @@ def _own(ctx: Context, name: StoreName) -> Context:
 def _carry_to_its_end(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
     lines = [f"the restore {journal.id} of {journal.set_id} had been cut off after the switch; it is finished"]
     if journal.fenced:
-        fence_of(services.settings).start()
-        journal = journals.write(journal.model_copy(update={"fenced": False}))
+        journal = _writers_started(services, journals, journal)
         lines.append("the writers were started again")
     for name in journal.stores:
         lines += live[name].store.finish(journals.notebook(journal.id, name), _own(ctx, name))
@@ -103,17 +125,18 @@ def carry_on_undoing(services: Services, live: LiveStores, journals: Journals, j
             continue
         try:
             switched = live[name].store.undo(journals.notebook(journal.id, name), _own(ctx, name))
-        except OpsError as exc:
-            failures.append(f"{name}: {exc}")
+            journal = journals.write(
+                journal.model_copy(update={"undone": (*journal.undone, name), "kept": (*journal.kept, *switched.kept)})
+            )
+        except Exception as exc:  # noqa: BLE001 - as in take_back
+            failures.append(f"{name}: {_told(exc)}")
             continue
-        journal = journals.write(journal.model_copy(update={"undone": (*journal.undone, name), "kept": (*journal.kept, *switched.kept)}))
         lines.append(f"{name}: serves what it served before the restore {journal.id}; {switched.lockout_s:.2f} s without service")
         lines += switched.warnings
     try:
         if journal.fenced:
-            fence_of(services.settings).start()
-            journal = journals.write(journal.model_copy(update={"fenced": False}))
-    except FenceFailed as exc:
+            journal = _writers_started(services, journals, journal)
+    except OpsError as exc:
         failures.append(f"{exc.message} ({exc.hint})")
     if failures:
         raise NotTakenBack(

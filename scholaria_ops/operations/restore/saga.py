@@ -25,7 +25,15 @@ from scholaria_ops.operations.restore.after import After, Aftermath
 from scholaria_ops.operations.restore.fence import Fence, FenceFailed, fence_of
 from scholaria_ops.operations.restore.journal import Journal, Journals
 from scholaria_ops.operations.restore.live import LiveStores
-from scholaria_ops.operations.restore.plan import RestorePlan, choose, refuse_objections, require_fresh, source_of, typed_plans
+from scholaria_ops.operations.restore.plan import (
+    RestorePlan,
+    choose,
+    refuse_objections,
+    require_fresh,
+    require_same_settings,
+    source_of,
+    typed_plans,
+)
 from scholaria_ops.operations.restore.recover import recover, take_back
 from scholaria_ops.operations.restore.tasks import waiting
 from scholaria_ops.operations.services import Services
@@ -82,13 +90,15 @@ def execute(services: Services, live: LiveStores, plan: RestorePlan, *, run_id: 
     """Carry out a plan. The caller has shown it and has been told yes.
 
     Raises:
-        Refused: the plan has expired, has objections, the set or a target is not what it was. Nothing was touched.
+        Refused: the plan has expired, was made with other settings, or has objections; the set or a target is not what it was.
+            Nothing was touched.
         RestoreFailed: something failed midway; the stores serve what they served before, or the message says which do not.
         Busy: another run is at work.
         Cancelled: told to stop; everything begun was taken back.
     """
     began = time.monotonic()
     require_fresh(plan, services.now())
+    require_same_settings(plan, services)
     refuse_objections(plan)
     fence = fence_of(services.settings)
     asked = {"plan": plan.digest, "components": list(plan.components), "safety": plan.options.safety}
@@ -133,16 +143,23 @@ def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, 
         raise _taken_back(run, exc) from exc
     restore_s = time.monotonic() - after_safety
     if run.unfenced is not None:
-        run.note(kept=tuple(_finish_all(run)))
+        text = run.unfenced.message
+        try:
+            run.note(kept=tuple(_finish_all(run)))
+        except OpsError as exc:
+            text += f"; and what the switch needed could not be cleared away: {exc.message}"
         raise RestoreFailed(
-            f"the set {run.plan.set_id} is served, but {run.unfenced.message}",
+            f"the set {run.plan.set_id} is served, but {text}",
             hint=f"{run.unfenced.hint} Then `scholaria-ops restore --recover` finishes the rest.",
             taken_back=False,
         )
     with ThreadPoolExecutor(1, "look") as pool:
         looking = pool.submit(after.look, backup_set, run.plan.components)
-        run.note(kept=tuple(_finish_all(run)))
-        run.note(phase="done", ended_at=run.services.now())
+        try:
+            run.note(kept=tuple(_finish_all(run)))
+            run.note(phase="done", ended_at=run.services.now())
+        except OpsError as exc:
+            raise _unfinished(run, exc) from exc
         aftermath = after.ask_for_backup(backup_set, looking.result())
     seconds = {"safety": safety_s, "stage": stage_s, "fenced": run.fenced_s, "restore": restore_s, "total": time.monotonic() - began}
     warnings = (
@@ -252,10 +269,21 @@ def _switch_all(run: _Run, after: After, backup_set: BackupSet) -> None:
         run.fenced_s = time.monotonic() - fenced_at
 
 
+def _unfinished(run: _Run, cause: BaseException) -> BaseException:
+    """What failed after the switch must not read as if the restore had not happened."""
+    if not isinstance(cause, OpsError) or isinstance(cause, Cancelled):
+        return cause
+    return RestoreFailed(
+        f"the set {run.plan.set_id} is served, but what follows the switch did not come to its end: {cause.message}",
+        hint=f"{cause.hint} Then `scholaria-ops restore --recover` finishes the rest.".strip(),
+        taken_back=False,
+    )
+
+
 def _taken_back(run: _Run, cause: BaseException) -> BaseException:
     """Take everything back, then say what happened. A failure here is told with the first one, never instead of it."""
     if run.journal.phase == "switched":
-        return cause  # past the point of no return: the next command finishes it
+        return _unfinished(run, cause)  # past the point of no return: the next command finishes it
     text = cause.message if isinstance(cause, OpsError) else f"{type(cause).__name__}: {cause}"
     # Whoever told us to stop wants it taken back; the token must not stop that too.
     ctx = replace(run.ctx, cancel=CancelToken())

@@ -46,6 +46,7 @@ def plan_undo(services: Services, live: LiveStores) -> UndoPlan:
 
     Raises:
         UsageError: there is no restore that can be undone.
+        Refused: a store has lost what was kept, so that the others must not go back either.
     """
     journal = _undoable(services)
     journals = Journals(services.catalogue.layout)
@@ -108,8 +109,15 @@ def discard_holding_the_lock(services: Services, live: LiveStores, ctx: Context,
         if older_than is not None and journal.ended_at is not None and services.now() - journal.ended_at < older_than:
             continue
         lines: list[str] = []
+        # First, so that a discard that was cut off is not followed by an undo of the stores alone that still can go back.
+        journals.write(journal.model_copy(update={"phase": "discarding"}))
         for name in journal.stores:
-            lines += live[name].store.discard(journals.notebook(journal.id, name), ctx)
+            try:
+                lines += live[name].store.discard(journals.notebook(journal.id, name), ctx)
+            except Refused:
+                if name == journal.stores[0]:  # nothing is gone yet, and undoing may be what it advises
+                    journals.write(journal)
+                raise
         journals.forget_files(journal.id)
         journals.write(journal.model_copy(update={"phase": "discarded", "kept": ()}))
         services.audit("discard", journal.set_id, "done", restore=journal.id, removed=lines)

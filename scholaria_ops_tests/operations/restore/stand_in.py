@@ -86,6 +86,7 @@ class StandIn:
 
     def finish(self, notebook: Notebook, ctx: Context) -> list[str]:
         self._say("finish")
+        self._maybe_fail("finish")
         return []
 
     def later_writes(self, notebook: Notebook, ctx: Context) -> tuple[Effect, ...]:
@@ -102,6 +103,7 @@ class StandIn:
 
     def discard(self, notebook: Notebook, ctx: Context) -> list[str]:
         self._say("discard")
+        self._maybe_fail("discard")
         self._put(served=self.state["served"])
         return [f"removed what {self.name} had kept"]
 

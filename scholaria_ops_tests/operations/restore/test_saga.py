@@ -19,7 +19,7 @@ from scholaria_ops import hashed
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
 from scholaria_ops.catalogue.layout import SUMS
 from scholaria_ops.catalogue.sets import BackupSet
-from scholaria_ops.errors import Busy, Refused, UsageError, VerificationFailed
+from scholaria_ops.errors import Busy, DiskFull, OpsError, Refused, StoreError, UsageError, VerificationFailed
 from scholaria_ops.files import Written, hash_file, replace_durably
 from scholaria_ops.operations.restore import journal as journal_module
 from scholaria_ops.operations.restore.after import After, Aftermath, HookFailed
@@ -223,6 +223,94 @@ def test_a_store_that_cannot_go_back_keeps_the_undo_open(bench: BenchFactory) ->
     assert here.steps.count("postgres undo") == 1
 
 
+def test_a_discard_that_was_cut_off_is_carried_on_and_not_followed_by_half_an_undo(bench: BenchFactory) -> None:
+    here = bench()
+    here.execute()
+    here.fails["redis"] = {"discard": unavailable("it is down")}
+    with pytest.raises(StoreError, match="it is down"):
+        discard(here.services, here.live)
+    assert here.steps[-2:] == ["postgres discard", "redis discard"], "what PostgreSQL kept is gone"
+    with pytest.raises(UsageError, match="no restore that can be undone"):
+        plan_undo(here.services, here.live)
+    here.fails.clear()
+    (gone,) = discard(here.services, here.live)
+    assert gone.lines == tuple(f"removed what {n} had kept" for n in STORE_NAMES)
+
+
+def test_a_discard_that_is_refused_leaves_the_undo(bench: BenchFactory) -> None:
+    here = bench()
+    here.execute()
+    here.fails["postgres"] = {"discard": Refused("it may be all that is left", hint="Undo the restore.")}
+    with pytest.raises(Refused, match="all that is left"):
+        discard(here.services, here.live)
+    undo(here.services, here.live, plan_undo(here.services, here.live))
+    assert here.served == ["old"] * 3
+
+
+def test_a_full_disk_here_keeps_neither_the_stores_nor_the_writers_from_going_back(
+    bench: BenchFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here = bench(hook=f"sh -c 'touch {tmp_path}/full; exit 1'")
+
+    def full(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+        if (tmp_path / "full").exists():
+            raise DiskFull(f"no space left while writing {path.name}")
+        replace_durably(path, data, mode=mode)
+
+    monkeypatch.setattr(journal_module, "replace_durably", full)
+    with pytest.raises(RestoreFailed, match="not everything could be taken back: no space left") as caught:
+        here.execute()
+    assert not caught.value.taken_back
+    assert here.served == ["old"] * 3
+    assert here.writers == "running"
+    (tmp_path / "full").unlink()
+    recover_now(here.services, here.live)
+    assert here.journals.unfinished() == []
+
+
+def test_an_unexpected_error_of_one_store_keeps_neither_the_others_nor_the_writers(bench: BenchFactory) -> None:
+    here = bench()
+    here.fails["qdrant"] = {"switch": unavailable("it broke"), "roll_back": OSError("input/output error")}
+    with pytest.raises(RestoreFailed, match="qdrant: OSError: input/output error"):
+        here.execute()
+    assert here.served == ["old"] * 3
+    assert here.writers == "running"
+
+
+def test_writers_are_not_said_to_run_when_the_settings_do_not_say_how_they_start(
+    bench: BenchFactory, services_factory: ServicesFactory
+) -> None:
+    here = bench(hook="sh -c 'kill -9 $PPID'")
+    assert _killed(here, 0, here.execute) == -signal.SIGKILL
+    (journal,) = here.journals.unfinished()
+    assert (journal.fenced, here.writers) == (True, "stopped")
+    with pytest.raises(OpsError, match="how they are started is not set any more"):
+        recover_now(services_factory(BACKUP_FENCE="none"), here.live)
+    assert "the writers were started again" in recover_now(here.services, here.live)
+    assert here.writers == "running"
+
+
+def test_what_fails_after_the_switch_is_not_told_as_a_restore_that_failed(bench: BenchFactory) -> None:
+    here = bench()
+    here.fails["redis"] = {"finish": unavailable("the way back cannot be written")}
+    with pytest.raises(RestoreFailed, match=f"the set {here.set_id} is served, but .* the way back cannot be written") as caught:
+        here.execute()
+    assert not caught.value.taken_back
+    assert "restore --recover" in caught.value.hint
+    here.fails.clear()
+    recover_now(here.services, here.live)
+    assert here.journals.undoable() is not None
+
+
+def test_a_plan_is_not_executed_with_other_settings_than_it_shows(bench: BenchFactory, services_factory: ServicesFactory) -> None:
+    here = bench()
+    plan = here.plan()
+    for services, shown in ((services_factory(BACKUP_FENCE="none"), plan), (here.services, plan.model_copy(update={"after": ()}))):
+        with pytest.raises(Refused, match="set otherwise than when the plan was made"):
+            execute(services, here.live, shown)
+    assert here.steps == []
+
+
 def test_a_plan_is_executed_only_while_it_is_true(bench: BenchFactory, tmp_path: Path) -> None:
     here = bench()
     plan = here.plan()
@@ -377,7 +465,7 @@ def test_a_notebook_keeps_what_was_written_and_refuses_what_it_did_not_write(tmp
 
 def test_the_journal_is_open_in_every_phase_that_leaves_something_to_do() -> None:
     phases = Journal.model_fields["phase"].annotation.__args__  # type: ignore[union-attr]
-    assert set(phases) - journal_module.OPEN == {"done", "rolled_back", "undone", "discarded"}
+    assert set(phases) - journal_module.OPEN == {"done", "rolled_back", "undone", "discarding", "discarded"}
 
 
 def test_what_a_plan_has_hashed_is_not_read_again_unless_it_was_touched(bench: BenchFactory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,8 @@ def test_an_undo_whose_way_back_is_gone_or_renamed_touches_nothing(
     held = standing(home)
     with pytest.raises(Refused, match=f"the database {BEFORE}, is called hidden now"):
         store.undo(notebook, ctx)
+    with pytest.raises(Refused, match="is called hidden now"):
+        store.later_writes(notebook, ctx)  # the plan, before the other stores go back
     assert standing(home) == held
     execute(home.connection, "DROP DATABASE hidden")
     with pytest.raises(Refused, match=f"the database {BEFORE}, is gone"):
@@ -286,3 +288,13 @@ def test_f83_a_cancelled_stage_leaves_nothing(
         store.stage(plan, source_of(sealed), notebook, context_factory(cancel=token))
     assert standing(home) == held
     assert our_children() == []
+
+
+def test_a_plan_for_another_database_of_the_server_is_refused(
+    live: PostgresConnection, sealed: MadeSet, home: PostgresServer, tmp_path: Path, context_factory: ContextFactory
+) -> None:
+    held, ctx = standing(home), context_factory()
+    plan = PostgresLive(live).plan(source_of(sealed), ctx)
+    with pytest.raises(Refused, match="the plan is for the database live, not for other"):
+        PostgresLive(live.with_db("other")).stage(plan, source_of(sealed), FileNotebook(tmp_path), ctx)
+    assert standing(home) == held

@@ -147,6 +147,8 @@ def test_what_is_kept_and_was_changed_is_refused_before_anything_is_touched(
     path.unlink()
     with pytest.raises(Refused, match="is gone"):
         live.undo(notebook, context_factory())
+    with pytest.raises(Refused, match="is gone"):
+        live.later_writes(notebook, context_factory())  # the plan, before the other stores go back
     assert content(server) == now
 
 

@@ -53,6 +53,12 @@ class Stage:
         try:
             with guarded(self.connection, self.ctx.cancel) as session:
                 require_identity(session, self.plan.identity)
+                if self.plan.dbname != self.connection.dbname:
+                    raise Refused(
+                        f"the plan is for the database {self.plan.dbname}, not for {self.connection.dbname}",
+                        hint="Plan again.",
+                        store="postgres",
+                    )
                 if done := self._done_already(session):
                     return done
                 begun = True

@@ -67,7 +67,10 @@ def later_writes(connection: PostgresConnection, notebook: Notebook, ctx: Contex
         require_identity(session, record.identity)
         existing = databases(session)
         served = named(existing, record.dbname)
-        undone = _undone(record, existing, old_database(record, existing))
+        old = old_database(record, existing)
+        undone = _undone(record, existing, old)
+        if not undone:
+            _require_old(session, record, old)
     if served is None or undone:
         return ()
     if served.oid != record.new_oid or not served.open:
@@ -92,16 +95,20 @@ def _require_kept(
 ) -> None:
     new, old = new_and_old
     holder = named(existing, record.dbname)
+    _require_old(session, record, old)
+    if holder and (new is None or holder.oid != new.oid):
+        raise Refused(
+            f"the database {record.dbname} at {session.where} is neither the restored nor the former one: somebody has put it there",
+            hint="Nothing was touched. Decide which of them is to be served, and rename by hand.",
+            store="postgres",
+        )
+
+
+def _require_old(session: Session, record: Record, old: Database | None) -> None:
     if record.old_oid is not None and (old is None or old.name != record.before_name):
         found = f"is called {old.name} now" if old else "is gone"
         raise Refused(
             f"what was kept of {record.dbname} at {session.where}, the database {record.before_name}, {found}",
             hint="Nothing was touched. Rename it back if it was renamed; if it is gone, restore the safety set that was taken before.",
-            store="postgres",
-        )
-    if holder and (new is None or holder.oid != new.oid):
-        raise Refused(
-            f"the database {record.dbname} at {session.where} is neither the restored nor the former one: somebody has put it there",
-            hint="Nothing was touched. Decide which of them is to be served, and rename by hand.",
             store="postgres",
         )

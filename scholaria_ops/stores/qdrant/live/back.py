@@ -147,7 +147,7 @@ def undo(connection: QdrantConnection, notebook: Notebook, ctx: Context, *, time
         if begun.state == "before":
             return replace(switched(rest, begun), lockout_s=0.0, seconds={})
         if begun.state == "after":
-            _require_kept(rest, begun)
+            require_kept(rest, begun)
             begun = _mark_kept(rest, begun, notebook)
             begun = facts.write(notebook, begun, state="undoing", copied=())
         else:
@@ -184,7 +184,8 @@ def _remove_spare(rest: Rest, begun: Begun, notebook: Notebook) -> list[str]:
     return [line for line in lines if line]
 
 
-def _require_kept(rest: Rest, begun: Begun) -> None:
+def require_kept(rest: Rest, begun: Begun) -> None:
+    """Raise Refused unless every collection that was kept is there and holds as many points as it did."""
     live = set(collections_of(rest))
     for name in begun.kept:
         if name not in live:

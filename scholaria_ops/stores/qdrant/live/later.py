@@ -6,6 +6,7 @@ from scholaria_ops.connections import QdrantConnection
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Notebook
 from scholaria_ops.stores.qdrant.live import facts
+from scholaria_ops.stores.qdrant.live.back import require_kept
 from scholaria_ops.stores.qdrant.live.facts import Begun
 from scholaria_ops.stores.qdrant.live.marks import change, load, note
 from scholaria_ops.stores.qdrant.measure import collections_of
@@ -18,6 +19,8 @@ def later_writes(connection: QdrantConnection, notebook: Notebook, ctx: Context)
     facts.require(begun, {"after", "before", "undoing"}, "looking for later writes")
     effects: list[Effect] = []
     with Rest(connection, cancel=ctx.cancel) as rest:
+        if begun.state == "after":
+            require_kept(rest, begun)
         live = set(collections_of(rest))
         for name in _served(begun):
             mark = begun.marks.get(name)

@@ -86,6 +86,13 @@ def _version(raw: Raw) -> int:
     return int(raw.head[5:9])
 
 
+def require_kept(journal: Journal) -> None:
+    """Raise Refused unless what was kept is there; its content is compared when it is used."""
+    kept = journal.kept
+    if kept is None or not journal.path(kept.artifact.path).is_file():
+        raise _lost(f"{journal.path(kept.artifact.path)} is gone" if kept else "nothing is kept")
+
+
 @contextmanager
 def opened(kept: Kept, journal: Journal, ctx: Context, *, databases: int | None) -> Iterator[Scratch]:
     """A scratch server that has loaded what was kept.

@@ -8,6 +8,7 @@ from scholaria_ops.catalogue.evidence.redis import RedisEvidence, RedisKeys
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect
 from scholaria_ops.stores.redis.live.journal import Journal
+from scholaria_ops.stores.redis.live.keep import require_kept
 from scholaria_ops.stores.redis.live.link import Link
 from scholaria_ops.stores.redis.live.staging import measure_part
 from scholaria_ops.stores.redis.windows import Windows
@@ -22,6 +23,8 @@ def later_writes(link: Link, journal: Journal, ctx: Context) -> tuple[Effect, ..
     been written, and so many are counted ("at most"). Keys that merely expired are not counted.
     """
     crossing = journal.crossing
+    if crossing is None and journal.served == "after":
+        require_kept(journal)
     baseline = crossing.expected if crossing else journal.baseline
     if not baseline:
         return ()
