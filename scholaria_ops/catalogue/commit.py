@@ -91,14 +91,18 @@ class Staging:
 @contextlib.contextmanager
 def staging(layout: Layout, set_id: str) -> Iterator[Staging]:
     """A fresh private directory to build a set in; whatever is left of it at the end of the block is removed."""
-    under_construction = Staging(layout, set_id)
-    with disk_errors(layout.staging):
-        make_private_dir(layout.staging, exist_ok=True)
-        make_private_dir(under_construction.path)
+    under_construction, ours = Staging(layout, set_id), True
     try:
+        with disk_errors(layout.staging):
+            make_private_dir(layout.staging, exist_ok=True)
+            try:
+                make_private_dir(under_construction.path)
+            except FileExistsError:
+                ours = False
+                raise
         yield under_construction
     finally:
-        if under_construction.path.exists():
+        if ours and under_construction.path.exists():
             shutil.rmtree(under_construction.path)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,14 +24,17 @@ _UNOWNED_AGE_S = 60.0
 def scratch_directory(root: Path, label: str) -> Iterator[Path]:
     """A private directory below ``root`` for the length of the block. Scratch sandboxes may be made inside it."""
     make_private_dir(root, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{label}-", dir=root))
-    fd = os.open(scratch / OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    scratch, fd = root / f"{label}-{secrets.token_hex(8)}", -1  # the name first: a Ctrl-C while it is made leaves nothing
     try:
+        make_private_dir(scratch)
+        fd = os.open(scratch / OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield scratch
     finally:
-        shutil.rmtree(scratch)
-        os.close(fd)
+        if scratch.exists():
+            shutil.rmtree(scratch)
+        if fd != -1:
+            os.close(fd)
 
 
 def reap_scratch(root: Path) -> list[str]:

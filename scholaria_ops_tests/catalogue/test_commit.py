@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from scholaria_ops.catalogue import commit
 from scholaria_ops.catalogue.commit import discard, reap, staging
 from scholaria_ops.catalogue.manifest import Manifest
 from scholaria_ops.catalogue.sets import Catalogue, Kind
 from scholaria_ops.errors import Refused, VerificationFailed
-from scholaria_ops.files import hash_file
+from scholaria_ops.files import hash_file, make_private_dir
 from scholaria_ops.process import run, start_daemon
 from scholaria_ops_tests.catalogue.factory import NOW, fill, make_set
 
@@ -147,6 +148,25 @@ def test_a_killed_discard_is_finished_by_the_next_run(tmp_path: Path) -> None:
     second.directory.rename(catalogue.layout.trash / second.directory.name)  # as if killed right after the rename
     assert reap(catalogue.layout) == [f".trash/{second.directory.name}"]
     assert catalogue.entries() == []
+
+
+def test_f83_interrupted_while_the_staging_directory_is_made_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Catalogue(tmp_path).layout
+
+    def interrupted(path: Path, *, exist_ok: bool = False) -> None:
+        make_private_dir(path, exist_ok=exist_ok)
+        if path.name == ID:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(commit, "make_private_dir", interrupted)
+    with pytest.raises(KeyboardInterrupt), staging(layout, ID):
+        pass
+    assert list(layout.staging.iterdir()) == []
+    monkeypatch.undo()
+    with staging(layout, ID) as first:
+        with pytest.raises(FileExistsError), staging(layout, ID):
+            pass
+        assert first.path.is_dir(), "somebody else's is left alone"
 
 
 def test_f83_a_terminated_seal_leaves_nothing_in_staging(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import textwrap
 import time
@@ -31,7 +32,8 @@ with Sandbox(Path(sys.argv[1]), find_tools(), label="owned") as box:
 def start_owner(base: Path, ready: Path, body: str) -> Daemon:
     """Start a process that owns a sandbox in ``base``; ``ready`` appears once ``body`` has run inside it."""
     script = _OWNER.format(body=textwrap.indent(textwrap.dedent(body).strip() or "pass", "    "))
-    return start_daemon([sys.executable, "-c", script, str(base), str(ready)], log=ready.with_suffix(".log"))
+    cache = {name: os.environ[name] for name in ("XDG_CACHE_HOME",) if name in os.environ}  # where the servers' programs are
+    return start_daemon([sys.executable, "-c", script, str(base), str(ready)], log=ready.with_suffix(".log"), env=cache)
 
 
 def wait_for(condition: Callable[[], bool], *, patience_s: float = 120.0, what: str = "it") -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scholaria_ops.catalogue.lock import estate_lock
 from scholaria_ops.catalogue.retention import Line, Rule
+from scholaria_ops.files import make_private_dir
 from scholaria_ops.operations.forecast import HEADROOM_BYTES, DiskForecast
 from scholaria_ops.operations.health import place
 from scholaria_ops.operations.health.findings import Finding
@@ -118,6 +121,25 @@ def test_a_scratch_directory_without_a_living_owner_is_named(services: Services)
     (root / "verify-dead" / ".owner").touch()
     age(root / "verify-dead")
     assert "verify-dead" in only(list(place.leftovers(services, datetime.now(UTC))), "warning").what
+
+
+@pytest.mark.parametrize("step", ["make_private_dir", "fcntl.flock"])
+def test_f83_interrupted_while_a_scratch_directory_is_made_nothing_is_left(
+    services: Services, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    root = services.settings.scratch_root
+    root.mkdir()
+    real = make_private_dir if step == "make_private_dir" else fcntl.flock
+
+    def interrupted(*given: Any, **options: Any) -> None:
+        real(*given, **options)
+        if given[0] != root:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"scholaria_ops.operations.scratch.{step}", interrupted)
+    with pytest.raises(KeyboardInterrupt), scratch_directory(root, "backup-x"):
+        pass
+    assert list(root.iterdir()) == []
 
 
 def test_the_scratch_of_a_killed_process_is_named(services: Services, tmp_path: Path) -> None:
