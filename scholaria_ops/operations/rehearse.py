@@ -256,7 +256,9 @@ def _overall(manifest: Manifest, outcomes: list[StoreOutcome]) -> Verdict:
 
 def _write_connections(box: Sandbox) -> Path:
     """Connection lines hold passwords, if only throw-away ones: they go into a private file, never into a log."""
-    lines = [connection_line(server) for server in box.servers.values()]
+    # They start side by side, and whichever is up first comes first in the sandbox.
+    servers = sorted(box.servers.values(), key=lambda server: STORE_NAMES.index(server.name))
+    lines = [connection_line(server) for server in servers]
     return write_private(box.directory / "connect.txt", ("\n".join(lines) + "\n").encode()).path
 
 

@@ -142,7 +142,10 @@ def test_kept_servers_answer_until_their_time_is_over(services: Services, pristi
     report = rehearse(services, pristine.id, keep=timedelta(seconds=3))
     assert report.kept_file
     assert report.kept_file.stat().st_mode & 0o777 == 0o600
-    line = report.kept_file.read_text().splitlines()[0]
+    lines = report.kept_file.read_text().splitlines()
+    programs = [next(word for word in line.split() if "=" not in word) for line in lines]
+    assert programs == ["psql", "redis-cli", "curl"], "in this order, whichever server was up first"
+    line = lines[0]
     words = dict(zip(line.split(), line.split()[1:], strict=False))
     with psycopg.connect(
         host=words["-h"], port=words["-p"], user=words["-U"], password=line.split()[0].partition("=")[2], dbname="scholaria"
