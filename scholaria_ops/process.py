@@ -68,6 +68,21 @@ def is_alive(pid: int, start_time: int | None) -> bool:
     return now is not None and (start_time is None or now == start_time)
 
 
+def _still_there(pid: int, start_time: int | None) -> bool:
+    """Whether the process still runs. If it was a child of ours and does not, nothing of it is left, not even its pid.
+
+    Servers look for the pid in the lock files of those before them, and a zombie has it still.
+    """
+    try:
+        collected, _ = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return is_alive(pid, start_time)
+    if collected:
+        return False
+    now = process_start_time(pid)  # None: it has ended after all, and is collected the next time
+    return now is None or start_time in {None, now}
+
+
 def end_group(pid: int, start_time: int | None, *, grace_s: float = _GRACE_S) -> bool:
     """End the process group led by ``pid``: SIGTERM, then SIGKILL after ``grace_s`` seconds.
 
@@ -80,9 +95,7 @@ def end_group(pid: int, start_time: int | None, *, grace_s: float = _GRACE_S) ->
             os.killpg(pid, signum)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-            if not is_alive(pid, start_time):
+            if not _still_there(pid, start_time):
                 return True
             time.sleep(0.02)
     raise SandboxError(f"process {pid} does not end, not even on SIGKILL", hint="It hangs in the kernel; look at its state with ps.")
@@ -269,9 +282,7 @@ class Daemon:
 
     @property
     def alive(self) -> bool:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)
-        return is_alive(self.pid, self.start_time)
+        return _still_there(self.pid, self.start_time)
 
     def stop(self, *, grace_s: float = _GRACE_S) -> None:
         end_group(self.pid, self.start_time, grace_s=grace_s)

@@ -89,6 +89,26 @@ def test_a_reused_pid_is_never_ended(tmp_path: Path) -> None:
     assert not is_alive(daemon.pid, daemon.start_time)
 
 
+def test_a_daemon_that_ends_while_it_is_looked_at_leaves_no_pid_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end may fall between the look for an ended child and the look at the process."""
+    daemon = start_daemon([SHELL, "-c", "sleep 0.2"], log=tmp_path / "log")
+    waitpid, early = os.waitpid, [True]
+
+    def looking(pid: int, options: int) -> tuple[int, int]:
+        if early:
+            early.clear()
+            while process_start_time(pid) is not None:  # a zombie counts as gone
+                time.sleep(0.02)
+            return 0, 0
+        return waitpid(pid, options)
+
+    monkeypatch.setattr(os, "waitpid", looking)
+    while daemon.alive:
+        time.sleep(0.02)
+    assert not early
+    assert not Path(f"/proc/{daemon.pid}").exists()
+
+
 def test_a_stubborn_daemon_is_killed(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     code = (
