@@ -40,7 +40,8 @@ def backup(
             run_id = run("backup", partition=set_id, config={"take_backup": {"config": config}}, instance=instance)
         except OffsiteError as exc:
             # Shipping comes last: what failed is the copy, and the operator must not think that there is no set.
-            exc.hint = f"The set {set_id} stands here, sealed and verified. {exc.hint} Then: `scholaria-ops ship {set_id}`."
+            stands = f"The set {set_id} stands here, sealed and verified."
+            exc.hint = " ".join(part for part in (stands, exc.hint, f"Then: `scholaria-ops ship {set_id}`.") if part)
             raise
     _show(here.catalogue.find(set_id), run_id, as_json)
 

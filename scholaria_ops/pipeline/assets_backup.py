@@ -12,10 +12,8 @@ from scholaria_ops.pipeline.errors import as_failure
 from scholaria_ops.pipeline.freshness import FRESHNESS
 from scholaria_ops.pipeline.metadata import set_metadata, store_metadata
 from scholaria_ops.pipeline.partitions import BACKUPS
-from scholaria_ops.pipeline.resources import Estate
+from scholaria_ops.pipeline.resources import ESTATE_POOL, Estate
 
-#: One run at a time touches the live stores; the lock in BACKUP_DIR holds for runs outside the queue too.
-ESTATE_POOL = "estate"
 SEALED = dg.AssetKey(["backup", "sealed"])
 VERIFIED = dg.AssetKey(["backup", "verified"])
 

@@ -5,7 +5,7 @@ import dagster as dg
 from scholaria_ops.operations.offsite import fetch, offsite_id
 from scholaria_ops.pipeline.errors import as_failure
 from scholaria_ops.pipeline.metadata import set_metadata
-from scholaria_ops.pipeline.resources import Estate
+from scholaria_ops.pipeline.resources import ESTATE_POOL, Estate
 from scholaria_ops.pipeline.sync import sync_catalogue
 
 
@@ -15,7 +15,7 @@ class FetchConfig(dg.Config):
     set_id: str = "latest"
 
 
-@dg.op(description="Brings a set back from the offsite place into BACKUP_DIR, every byte checked.")
+@dg.op(pool=ESTATE_POOL, description="Brings a set back from the offsite place into BACKUP_DIR, every byte checked.")
 def fetch_set(context: dg.OpExecutionContext, config: FetchConfig, estate: Estate) -> None:
     with as_failure(), estate.services(context.log) as services:
         entry = fetch(services, offsite_id(services, config.set_id), run_id=context.run.run_id)

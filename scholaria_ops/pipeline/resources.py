@@ -23,6 +23,9 @@ STARTED_BY = "scholaria/started_by"
 COMMAND_LINE = "command line"
 #: Tag of a job: whose run takes longer than this is given up.
 MAX_RUNTIME_S = {"dagster/max_runtime": str(6 * 3600)}
+#: Pool of whatever wants the estate lock: in the queue such runs wait for each other instead of failing. The lock in BACKUP_DIR
+#: holds for runs outside the queue too.
+ESTATE_POOL = "estate"
 #: Set by the command line around a run in its own process, so that its bars and its Ctrl-C reach the operation.
 _progress: ContextVar[Progress | None] = ContextVar("scholaria_ops_progress", default=None)
 

@@ -18,7 +18,7 @@ from scholaria_ops.operations.services import Services
 from scholaria_ops.pipeline.errors import as_failure
 from scholaria_ops.pipeline.metadata import Metadata, table
 from scholaria_ops.pipeline.origin import asked_at_a_shell
-from scholaria_ops.pipeline.resources import Estate
+from scholaria_ops.pipeline.resources import ESTATE_POOL, Estate
 
 _FROM_UI = "Use `scholaria-ops restore` at a terminal, or set BACKUP_RESTORE_FROM_UI."
 
@@ -86,7 +86,7 @@ def _names(components: Iterable[str]) -> Iterable[StoreName]:
 
 
 @dg.op(
-    pool="estate",
+    pool=ESTATE_POOL,
     description="Carries out the plan: stages beside, compares, stops the writers, switches, starts them; on failure takes all of it back.",
 )
 def execute_restore(context: dg.OpExecutionContext, confirmed: str, estate: Estate) -> None:

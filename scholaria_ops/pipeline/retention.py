@@ -28,7 +28,7 @@ from scholaria_ops.pipeline.errors import as_failure
 from scholaria_ops.pipeline.metadata import Metadata, table
 from scholaria_ops.pipeline.origin import asked_at_a_shell
 from scholaria_ops.pipeline.partitions import BACKUPS
-from scholaria_ops.pipeline.resources import Estate
+from scholaria_ops.pipeline.resources import ESTATE_POOL, Estate
 
 _UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -60,7 +60,7 @@ class RetentionConfig(dg.Config):
 
 
 @dg.op(
-    pool="estate",  # a backup and a prune want the same lock: in the queue they wait for each other instead of failing
+    pool=ESTATE_POOL,
     description="Shows which sets retention would remove and why, or removes exactly those of a plan.",
 )
 def retain(context: dg.OpExecutionContext, config: RetentionConfig, estate: Estate) -> None:

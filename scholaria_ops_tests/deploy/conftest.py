@@ -16,7 +16,8 @@ from scholaria_ops_tests.operations.support import environment
 @pytest.fixture
 def settings_file(sample_stack: SampleStack, tools: Tools, tmp_path: Path) -> Path:
     path = tmp_path / "scholaria.env"
-    # A retention run follows every backup by itself: what a test starts meanwhile is to wait for it. And so is a backup for a test.
+    # A retention run follows every backup by itself, and what a test starts meanwhile waits for it; a backup waits for a
+    # table that a test holds.
     patient = {"BACKUP_LOCK_WAIT_S": "120", "BACKUP_PG_LOCK_TIMEOUT_S": "300"}
     path.write_text("".join(f"{k}={v}\n" for k, v in environment(sample_stack, tools, tmp_path / "backups", **patient).items()))
     path.chmod(0o600)

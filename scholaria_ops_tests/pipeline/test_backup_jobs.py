@@ -16,7 +16,7 @@ from scholaria_ops.operations.backup import BackupIncomplete, BackupRequest, res
 from scholaria_ops.operations.services import make_services
 from scholaria_ops.pipeline.assets_verified import CHECKS
 from scholaria_ops.pipeline.partitions import known_partitions
-from scholaria_ops.pipeline.resources import Estate
+from scholaria_ops.pipeline.resources import ESTATE_POOL, Estate
 from scholaria_ops.pipeline.sensors import requested_backups
 from scholaria_ops.sandbox.sample import SampleStack
 from scholaria_ops.settings import load_settings
@@ -241,3 +241,12 @@ def test_the_manifest_names_the_run_that_made_it(env_file: Path, run: JobRunner)
     entry = Catalogue(load_settings({}, env_file=env_file).backup_dir).find(set_id)
     manifest = json.loads((entry.directory / "backup_manifest.json").read_text())
     assert manifest["origin"]["run_id"] == run_id
+
+
+def test_whatever_wants_the_estate_lock_waits_in_one_pool() -> None:
+    """Runs that are queued wait for each other instead of failing at the lock."""
+    wanting = {"backup": "take_backup", "restore": "execute_restore", "retention": "retain", "fetch": "fetch_set"}
+    for job, name in wanting.items():
+        (found,) = (node.definition for node in defs.resolve_job_def(job).graph.nodes if node.name == name)
+        assert isinstance(found, dg.OpDefinition)
+        assert found.pool == ESTATE_POOL, job

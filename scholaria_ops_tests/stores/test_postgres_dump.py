@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from pydantic import SecretStr
 
 from scholaria_ops.cancel import CancelToken
+from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import Cancelled, OpsError, Refused, StoreError, StoreUnavailable, ToolFailed
 from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.sandbox.tools import Tools
+from scholaria_ops.stores.postgres import dump as dumping
+from scholaria_ops.stores.postgres import measure as measuring
 from scholaria_ops.stores.postgres.agreement import archive_disagreements
 from scholaria_ops.stores.postgres.dump import DUMP_TASK
 from scholaria_ops.stores.postgres.measure import TASK as EVIDENCE_TASK
+from scholaria_ops.stores.postgres.programs import Programs
 from scholaria_ops.stores.postgres.store import PostgresStore
 from scholaria_ops_tests.conftest import ContextFactory
 from scholaria_ops_tests.stores.postgres_support import (
@@ -253,6 +259,44 @@ def test_f03_losing_the_session_that_holds_the_snapshot_ends_the_dump(
     into.mkdir()
     with pytest.raises(StoreUnavailable, match="broke off"):
         PostgresStore(bulky).dump(into, SET_ID, context_factory(progress=killer))
+    assert_nothing_left(bulky, into)
+
+
+def test_f03_a_snapshot_that_is_gone_before_the_dump_begins_is_told_by_its_cause(
+    bulky: PostgresConnection, context_factory: ContextFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``pg_dump`` fails for want of the snapshot, and a moment later the session that had exported it."""
+    begin, measured = Programs.with_server, measuring.measure
+    dump_ended = threading.Event()
+    sessions = "FROM pg_stat_activity WHERE application_name = 'scholaria-ops' AND query LIKE '%record_out%'"
+
+    @contextlib.contextmanager
+    def with_server(self: Programs, program: str, options: list[str], *rest: Any) -> Iterator[Any]:
+        dumps = program == "pg_dump" and any(option.startswith("--snapshot=") for option in options)
+        if dumps:
+            elsewhere = bulky.with_db("postgres")
+            wait_until(lambda: bool(ask(elsewhere, f"SELECT pg_terminate_backend(pid, 60000) {sessions}")))
+        try:
+            with begin(self, program, options, *rest) as running:
+                yield running
+        finally:
+            if dumps:
+                dump_ended.set()
+
+    def measure(*args: Any, **options: Any) -> PostgresEvidence:
+        try:
+            return measured(*args, **options)
+        except StoreUnavailable:
+            assert dump_ended.wait(60)
+            time.sleep(0.3)
+            raise
+
+    monkeypatch.setattr(Programs, "with_server", with_server)
+    monkeypatch.setattr(dumping, "measure", measure)
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(StoreUnavailable, match="broke off"):
+        PostgresStore(bulky).dump(into, SET_ID, context_factory())
     assert_nothing_left(bulky, into)
 
 

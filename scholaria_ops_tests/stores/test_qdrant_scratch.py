@@ -39,10 +39,10 @@ def live(box: Sandbox) -> QdrantServer:
 
 def test_memory_is_used_only_while_there_is_plenty_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not os.path.ismount(room.SHARED_MEMORY):
-        pytest.skip("no shared memory here")
+        pytest.skip("needs /dev/shm, which is not mounted here")
     monkeypatch.setattr(room, "_free_memory", lambda: 64 << 30)
     if room.in_memory(1 << 20) is None:
-        pytest.skip("too little shared memory here")
+        pytest.skip("needs some free space in /dev/shm")
     monkeypatch.setattr(room, "_free_memory", lambda: (3 * room.COPIES) << 20)
     assert room.in_memory(1 << 20) is None
     monkeypatch.setattr(room, "_free_memory", lambda: None)
@@ -72,7 +72,7 @@ def _small_disk(directory: Path) -> Iterator[Path]:
         run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=1777", "none", str(directory)], timeout_s=10.0)
     except ToolFailed:
         directory.rmdir()
-        pytest.skip("mounting needs more rights than we have")
+        pytest.skip("needs a file system of its own, which only root can mount")
     try:
         yield directory
     finally:

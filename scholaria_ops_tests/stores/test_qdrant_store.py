@@ -401,7 +401,7 @@ def test_the_commands_of_the_manual_bring_everything_back(
 ) -> None:
     """Every command of RESTORE.txt is run by a shell as it stands, with the variables it names, from the set's directory."""
     if which("curl") is None:
-        pytest.skip("no curl here")
+        pytest.skip("needs curl: the commands of the manual call it")
     store = QdrantStore(live.connection, gzip=gzip)
     taken = store.dump(tmp_path, SET_ID, context_factory())
     by_hand = box.qdrant(name=f"by-hand-{gzip}".lower(), api_key="another key")

@@ -125,7 +125,7 @@ def test_f32_any_change_of_content_shows_and_is_located(
     server: RedisServer, before: RedisEvidence, context_factory: ContextFactory, change: str
 ) -> None:
     if change == "expiry of a field" and not fields_expire(server):
-        pytest.skip("fields expire since 7.4")
+        pytest.skip("needs Redis 7.4, since which fields of hashes can expire")
     there, back, where = CHANGES[change]
     reference = measure_running(server.connection, before, context_factory(), form="disk", timeout_s=20)
     commands(server, *there)

@@ -23,14 +23,14 @@ from scholaria_ops.files import make_private_dir, replace_durably
 from scholaria_ops.stores.live import Fact
 
 #: ``begun`` … ``switching``: a crash here is taken back. ``switched``: every store serves the set and the hooks have passed; a
-#: crash from here on is carried to its end. ``undoing``: is carried on. ``discarding``: some of what
-#: was kept may be gone, so that nothing can be undone; the next discard goes on. The others are ends.
+#: crash from here on is carried to its end. ``undoing``: is carried on. ``discarding``: some of what was kept may be gone, so
+#: that nothing can be undone; the next discard goes on. The others are ends.
 Phase = Literal[
     "begun", "staged", "switching", "switched", "done", "rolling_back", "rolled_back", "undoing", "undone", "discarding", "discarded"
 ]
 #: Phases in which something is left to do.
 OPEN: frozenset[Phase] = frozenset({"begun", "staged", "switching", "switched", "rolling_back", "undoing"})
-#: Phases in which something is kept that :mod:`undo` can use or remove.
+#: Phases in which something is kept that :mod:`undo` can remove, and in the first two use.
 KEEPING: frozenset[Phase] = frozenset({"done", "undone", "discarding"})
 
 

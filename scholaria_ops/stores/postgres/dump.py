@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,8 @@ from scholaria_ops.stores.postgres.programs import Programs
 from scholaria_ops.stores.postgres.session import LockNotGranted, Session, open_session
 
 DUMP_TASK = "postgres: dump"
+#: A session that its server has ended notices it within a moment. Where it does not, pg_dump's own words must do.
+_SESSION_LOSS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,9 @@ class _Job:
                     archive = self._pg_dump(cut.snapshot, method)
                     globals_ = self._globals(hashes)
                 except BaseException as error:
+                    if isinstance(error, ToolFailed) and cut.snapshot in error.stderr_tail:
+                        # The snapshot is gone, and with it the session that exported it: the other half knows why.
+                        wait([future], timeout=_SESSION_LOSS_S)
                     failed(error, "pg_dump")
                     raise
             return archive, globals_, future.result()

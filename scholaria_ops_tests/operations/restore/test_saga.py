@@ -1,14 +1,7 @@
-"""The saga: all or nothing over three stores, writers always started again, and a crash anywhere is settled by the next command."""
+"""The saga: all or nothing over three stores, and writers that are always started again."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import shlex
-import signal
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,93 +12,23 @@ from scholaria_ops import hashed
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
 from scholaria_ops.catalogue.layout import SUMS
 from scholaria_ops.catalogue.sets import BackupSet
-from scholaria_ops.errors import Busy, DiskFull, OpsError, Refused, StoreError, UsageError, VerificationFailed
+from scholaria_ops.errors import Busy, DiskFull, Refused, UsageError, VerificationFailed
 from scholaria_ops.files import Written, hash_file, replace_durably
 from scholaria_ops.operations.restore import journal as journal_module
-from scholaria_ops.operations.restore.after import After, Aftermath, HookFailed
+from scholaria_ops.operations.restore.after import HookFailed
 from scholaria_ops.operations.restore.fence import FenceFailed
-from scholaria_ops.operations.restore.journal import FileNotebook, Journal, Journals
-from scholaria_ops.operations.restore.live import Live, LiveStores
 from scholaria_ops.operations.restore.options import RestoreOptions
-from scholaria_ops.operations.restore.plan import Plans, RestorePlan, plan_restore
+from scholaria_ops.operations.restore.plan import Plans, plan_restore
 from scholaria_ops.operations.restore.recover import NotTakenBack, recover_now
-from scholaria_ops.operations.restore.saga import RestoreFailed, RestoreReport, execute
-from scholaria_ops.operations.restore.undo import discard, plan_undo, undo
-from scholaria_ops.operations.services import Services
-from scholaria_ops.stores.live import Objection, StorePlan
+from scholaria_ops.operations.restore.saga import RestoreFailed, execute
+from scholaria_ops.operations.restore.undo import plan_undo
+from scholaria_ops.stores.live import Objection
 from scholaria_ops_tests.operations.conftest import ServicesFactory
-from scholaria_ops_tests.operations.restore.stand_in import StandIn, unavailable
-from scholaria_ops_tests.operations.support import copied, flip
+from scholaria_ops_tests.operations.restore.bench import BenchFactory
+from scholaria_ops_tests.operations.restore.stand_in import unavailable
+from scholaria_ops_tests.operations.support import flip
 
 OPTIONS = RestoreOptions(safety=False)
-FORK = multiprocessing.get_context("fork")
-
-
-@pytest.fixture(autouse=True)
-def _no_aftermath(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What follows a switch concerns real stores, which the stand-ins are not; it has tests of its own."""
-    monkeypatch.setattr(After, "before_switch", lambda *_: None)
-    monkeypatch.setattr(After, "_raise_sequences", lambda *_: None)
-    monkeypatch.setattr(After, "look", lambda *_: Aftermath())
-    monkeypatch.setattr(After, "ask_for_backup", lambda _self, _set, found: found)
-
-
-@dataclass
-class Bench:
-    """A set, three stand-ins, and a fence that keeps a writer's state in a file."""
-
-    services: Services
-    root: Path
-    set_id: str
-    fails: dict[StoreName, dict[str, Exception]]
-
-    @property
-    def live(self) -> LiveStores:
-        return {n: Live(StandIn(n, self.root / f"{n}.live", self.root / "log", self.fails.get(n, {})), StorePlan) for n in STORE_NAMES}
-
-    def plan(self, **options: Any) -> RestorePlan:
-        return plan_restore(self.services, self.live, self.set_id, RestoreOptions(**{"safety": False, **options}))
-
-    def execute(self, **options: Any) -> RestoreReport:
-        return execute(self.services, self.live, self.plan(**options))
-
-    @property
-    def served(self) -> list[str]:
-        return [StandIn(n, self.root / f"{n}.live", self.root / "log", {}).state["served"] for n in STORE_NAMES]
-
-    @property
-    def steps(self) -> list[str]:
-        return (self.root / "log").read_text().splitlines() if (self.root / "log").exists() else []
-
-    @property
-    def writers(self) -> str:
-        return (self.root / "writers").read_text().strip()
-
-    @property
-    def journals(self) -> Journals:
-        return Journals(self.services.catalogue.layout)
-
-    def states(self) -> list[dict[str, Any]]:
-        return [StandIn(n, self.root / f"{n}.live", self.root / "log", {}).state for n in STORE_NAMES]
-
-
-BenchFactory = Callable[..., Bench]
-
-
-@pytest.fixture
-def bench(tmp_path: Path, pristine: BackupSet, services_factory: ServicesFactory) -> BenchFactory:
-    def make(*, hook: str = "", stop: str = "echo stopped > {}", start: str = "echo running > {}") -> Bench:
-        writers = tmp_path / "writers"
-        writers.write_text("running\n")
-        shell = "sh -c " + shlex.quote(stop.format(writers)), "sh -c " + shlex.quote(start.format(writers))
-        services = services_factory(
-            BACKUP_FENCE="command", BACKUP_FENCE_STOP=shell[0], BACKUP_FENCE_START=shell[1], BACKUP_RESTORE_HOOK=hook
-        )
-        services.check_directory()
-        copied(pristine, services.catalogue.layout.root)
-        return Bench(services, tmp_path, pristine.id, {})
-
-    return make
 
 
 def test_a_restore_stages_all_then_switches_all_and_qdrant_last(bench: BenchFactory) -> None:
@@ -194,59 +117,6 @@ def test_a_hook_that_fails_takes_every_store_back(bench: BenchFactory) -> None:
     assert here.writers == "running"
 
 
-def test_undo_goes_back_in_every_store_and_discard_ends_that(bench: BenchFactory) -> None:
-    here = bench()
-    here.execute()
-    plan = plan_undo(here.services, here.live)
-    assert plan.set_id == here.set_id
-    undo(here.services, here.live, plan)
-    assert here.served == ["old"] * 3
-    assert here.writers == "running"
-    with pytest.raises(UsageError, match="no restore that can be undone"):
-        plan_undo(here.services, here.live)
-    assert discard(here.services, here.live, older_than=timedelta(days=7)) == []
-    (gone,) = discard(here.services, here.live)
-    assert gone.lines == tuple(f"removed what {n} had kept" for n in STORE_NAMES)
-    assert discard(here.services, here.live) == []
-
-
-def test_a_store_that_cannot_go_back_keeps_the_undo_open(bench: BenchFactory) -> None:
-    here = bench()
-    here.execute()
-    here.fails["redis"] = {"undo": unavailable("it is down")}
-    with pytest.raises(NotTakenBack, match=r"redis: .*it is down"):
-        undo(here.services, here.live, plan_undo(here.services, here.live))
-    assert here.served == ["old", here.set_id, "old"]
-    here.fails.clear()
-    recover_now(here.services, here.live)
-    assert here.served == ["old"] * 3
-    assert here.steps.count("postgres undo") == 1
-
-
-def test_a_discard_that_was_cut_off_is_carried_on_and_not_followed_by_half_an_undo(bench: BenchFactory) -> None:
-    here = bench()
-    here.execute()
-    here.fails["redis"] = {"discard": unavailable("it is down")}
-    with pytest.raises(StoreError, match="it is down"):
-        discard(here.services, here.live)
-    assert here.steps[-2:] == ["postgres discard", "redis discard"], "what PostgreSQL kept is gone"
-    with pytest.raises(UsageError, match="no restore that can be undone"):
-        plan_undo(here.services, here.live)
-    here.fails.clear()
-    (gone,) = discard(here.services, here.live)
-    assert gone.lines == tuple(f"removed what {n} had kept" for n in STORE_NAMES)
-
-
-def test_a_discard_that_is_refused_leaves_the_undo(bench: BenchFactory) -> None:
-    here = bench()
-    here.execute()
-    here.fails["postgres"] = {"discard": Refused("it may be all that is left", hint="Undo the restore.")}
-    with pytest.raises(Refused, match="all that is left"):
-        discard(here.services, here.live)
-    undo(here.services, here.live, plan_undo(here.services, here.live))
-    assert here.served == ["old"] * 3
-
-
 def test_a_full_disk_here_keeps_neither_the_stores_nor_the_writers_from_going_back(
     bench: BenchFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -274,19 +144,6 @@ def test_an_unexpected_error_of_one_store_keeps_neither_the_others_nor_the_write
     with pytest.raises(RestoreFailed, match="qdrant: OSError: input/output error"):
         here.execute()
     assert here.served == ["old"] * 3
-    assert here.writers == "running"
-
-
-def test_writers_are_not_said_to_run_when_the_settings_do_not_say_how_they_start(
-    bench: BenchFactory, services_factory: ServicesFactory
-) -> None:
-    here = bench(hook="sh -c 'kill -9 $PPID'")
-    assert _killed(here, 0, here.execute) == -signal.SIGKILL
-    (journal,) = here.journals.unfinished()
-    assert (journal.fenced, here.writers) == (True, "stopped")
-    with pytest.raises(OpsError, match="how they are started is not set any more"):
-        recover_now(services_factory(BACKUP_FENCE="none"), here.live)
-    assert "the writers were started again" in recover_now(here.services, here.live)
     assert here.writers == "running"
 
 
@@ -367,105 +224,6 @@ def test_a_safety_set_of_the_real_stores_is_taken_first_and_says_so(bench: Bench
     assert [n for n, _ in safety.set.manifest.parts()] == ["redis"]
     assert safety.set.manifest.missing["postgres"] == "not asked for"
     assert here.served == ["old", here.set_id, "old"]
-
-
-def _killed(here: Bench, write: int, action: Callable[[], object]) -> int:
-    """Run ``action`` in a child that kills itself at the ``write``-th durable write; returns the child's exit code."""
-
-    def child() -> None:
-        count = 0
-
-        def counted(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-            nonlocal count
-            count += 1
-            if count == write:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace_durably(path, data, mode=mode)
-
-        setattr(journal_module, "replace_durably", counted)  # noqa: B010 - the module does not export it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-        action()
-        os._exit(0)
-
-    process = FORK.Process(target=child)
-    process.start()
-    process.join(120)
-    assert process.exitcode is not None
-    return process.exitcode
-
-
-@pytest.mark.slow(6)
-def test_killed_at_every_durable_step_the_next_command_leaves_all_old_or_all_new(bench: BenchFactory, tmp_path: Path) -> None:
-    here = bench()
-    old = new = 0
-    for write in range(1, 60):
-        for path in (*tmp_path.glob("*.live"), tmp_path / "log"):
-            path.unlink(missing_ok=True)
-        (tmp_path / "writers").write_text("running\n")
-        ended = _killed(here, write, here.execute)
-        recover_now(here.services, here.live)
-        assert len(set(here.served)) == 1, f"half and half after a kill at write {write}"
-        assert here.writers == "running", f"the application stays down after a kill at write {write}"
-        assert here.journals.unfinished() == []
-        if ended == 0:
-            break
-        old, new = old + (here.served[0] == "old"), new + (here.served[0] != "old")
-    else:
-        pytest.fail("the restore never came to its end")
-    assert old >= 5
-    assert new >= 1
-
-
-@pytest.mark.slow(6)
-def test_killed_at_every_durable_step_of_an_undo_the_next_command_carries_it_on(bench: BenchFactory, tmp_path: Path) -> None:
-    here = bench()
-    for write in range(1, 40):
-        for path in (*tmp_path.glob("*.live"), tmp_path / "log"):
-            path.unlink(missing_ok=True)
-        here.execute()
-        plan = plan_undo(here.services, here.live)
-        ended = _killed(here, write, lambda plan=plan: undo(here.services, here.live, plan))  # type: ignore[misc]
-        recover_now(here.services, here.live)
-        assert len(set(here.served)) == 1
-        assert here.writers == "running"
-        if ended == 0:
-            assert here.served == ["old"] * 3
-            break
-        discard(here.services, here.live)
-    else:
-        pytest.fail("the undo never came to its end")
-
-
-def test_a_journal_that_cannot_be_understood_stops_everything(bench: BenchFactory) -> None:
-    here = bench()
-    report = here.execute()
-    path = here.journals.directory(report.journal.id) / "journal.json"
-    path.write_text("{")
-    with pytest.raises(Refused, match="cannot be understood"):
-        here.execute()
-    with pytest.raises(Refused, match="cannot be understood"):
-        plan_undo(here.services, here.live)
-
-
-def test_a_notebook_keeps_what_was_written_and_refuses_what_it_did_not_write(tmp_path: Path) -> None:
-    directory = tmp_path / "20261124_020000"
-    directory.mkdir()
-    book = FileNotebook(directory, "redis")
-    assert book.read() == {}
-    book.write(first=1)
-    book.write(second=[1, "zwei"], first=2)
-    facts: Mapping[str, Any] = FileNotebook(directory, "redis").read()
-    assert facts == {"first": 2, "second": [1, "zwei"]}
-    assert book.restore_id == "20261124_020000"
-    assert (directory / "redis.json").stat().st_mode & 0o777 == 0o600
-    (directory / "redis.json").write_text("[]")
-    with pytest.raises(Refused, match="cannot be understood"):
-        book.read()
-
-
-def test_the_journal_is_open_in_every_phase_that_leaves_something_to_do() -> None:
-    phases = Journal.model_fields["phase"].annotation.__args__  # type: ignore[union-attr]
-    assert set(phases) - journal_module.OPEN == {"done", "rolled_back", "undone", "discarding", "discarded"}
 
 
 def test_what_a_plan_has_hashed_is_not_read_again_unless_it_was_touched(bench: BenchFactory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,33 +1,32 @@
-"""Faults around a live Qdrant server. The servers are real; a proxy before them, a full disk or a signal makes the fault."""
+"""A dump or a recovery that goes wrong under way. The servers are real; a proxy before them or a full disk makes the fault."""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
 from scholaria_ops.catalogue.ledger import Ledger
 from scholaria_ops.connections import QdrantConnection
-from scholaria_ops.errors import AuthenticationFailed, DiskFull, Refused, StoreError, StoreUnavailable, VerificationFailed
+from scholaria_ops.errors import DiskFull, Refused, StoreError, StoreUnavailable, VerificationFailed
 from scholaria_ops.process import which
 from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.qdrant import QdrantStore, recover_as
 from scholaria_ops.stores.qdrant.rest import NotFound, Rest, at
-from scholaria_ops_tests.conftest import ContextFactory, Ports
+from scholaria_ops_tests.conftest import ContextFactory
 from scholaria_ops_tests.stores.qdrant_support import (
     DOCUMENTS,
     Exchange,
     Proxy,
     drop_everything,
     envelope,
-    fast_sandbox,
     is_download,
     is_snapshot_post,
     open_entries,
@@ -39,31 +38,6 @@ from scholaria_ops_tests.stores.qdrant_support import (
 )
 
 SET_ID = "20241001_020000"
-
-
-@pytest.fixture(scope="module")
-def box(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with fast_sandbox(tmp_path_factory.mktemp("box"), tools) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def live(box: Sandbox) -> Iterator[QdrantServer]:
-    server = box.qdrant(name="qdrant-faults")
-    seed_documents(server.connection)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def before(live: QdrantServer) -> Iterator[Proxy]:
-    """A proxy before the live server; whatever a test does, nothing of ours may stand on the server afterwards."""
-    with proxy(live.connection.url) as made:
-        yield made
-    assert not snapshots_left(live.connection)
-
-
-# -- F45 ---------------------------------------------------------------------------------------------------------------
 
 
 def _cut(exchange: Exchange) -> None:
@@ -121,9 +95,6 @@ def test_f45_a_download_that_is_cut_short_or_changed_fails_and_is_cleaned_up(
         QdrantStore(QdrantConnection(url=before.url), gzip=gzip).dump(tmp_path, SET_ID, ctx)
     assert not list(tmp_path.rglob("*.snapshot*"))
     assert open_entries(ctx) == 0
-
-
-# -- F49, F50 ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -193,9 +164,6 @@ def _sha256(path: Path) -> str:
     import hashlib
 
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-# -- F51 ---------------------------------------------------------------------------------------------------------------
 
 
 def test_f51_a_full_disk_of_the_server_is_told_and_nothing_is_left_behind(
@@ -284,104 +252,13 @@ class _Unwritten(Ledger):
         return
 
 
-# -- F52 ---------------------------------------------------------------------------------------------------------------
-
-
-def test_f52_cluster_mode_with_one_of_two_nodes_configured_is_refused(
-    box: Sandbox, context_factory: ContextFactory, hold_port: Ports
-) -> None:
-    """Two real peers. A snapshot of one of them would silently lack the other one's shards."""
-    ports = hold_port(), hold_port()
-    first = _peer(box, 1, ports[0], [f"--uri=http://127.0.0.1:{ports[0]}"])
-    second = _peer(box, 2, ports[1], [f"--bootstrap=http://127.0.0.1:{ports[0]}", f"--uri=http://127.0.0.1:{ports[1]}"])
-    try:
-        _wait_for(lambda: len(_cluster(first)["peers"]) == 2)
-        alone = QdrantStore(first.connection)
-        with pytest.raises(Refused, match=rf"1 of them are not configured: http://127\.0\.0\.1:{ports[1]}"):
-            alone.preflight(context_factory())
-        with pytest.raises(Refused, match="not configured"):
-            alone.dump(context_factory().scratch, SET_ID, context_factory())
-        with Rest(first.connection) as rest:
-            rest.put(at("sharded"), {"vectors": {"size": 2, "distance": "Dot"}, "shard_number": 4}, timeout_s=60.0)
-        both = QdrantStore(first.connection.model_copy(update={"nodes": (first.connection.url, second.connection.url)}))
-        with pytest.raises(Refused, match=r"no single node .* holds every shard"):
-            both.preflight(context_factory())
-        with Rest(first.connection) as rest:
-            rest.delete(at("sharded"), timeout_s=60.0)
-            rest.put(at("copied"), {"vectors": {"size": 2, "distance": "Dot"}, "replication_factor": 2}, timeout_s=60.0)
-        _wait_for(lambda: _is_whole(first))
-        facts = both.preflight(context_factory())
-        assert facts.details["cluster"] == "2 peers"
-        assert any("cluster mode" in warning for warning in facts.warnings)
-    finally:
-        second.kill()
-        first.kill()
-
-
-def _peer(box: Sandbox, number: int, port: int, arguments: list[str]) -> QdrantServer:
-    config = {"CLUSTER__ENABLED": "true", "CLUSTER__P2P__PORT": str(port), "CLUSTER__CONSENSUS__TICK_PERIOD_MS": "50"}
-    return box.qdrant(name=f"peer-{number}", config=config, extra_args=arguments)
-
-
-def _cluster(server: QdrantServer) -> dict[str, dict[str, object]]:
-    with Rest(server.connection) as rest:
-        found: dict[str, dict[str, object]] = rest.get("/cluster")
-        return found
-
-
-def _is_whole(server: QdrantServer) -> bool:
-    with Rest(server.connection) as rest:
-        told = rest.get(at("copied", "cluster"))
-    return all(s["state"] == "Active" for s in [*told["local_shards"], *told["remote_shards"]]) and bool(told["local_shards"])
-
-
-def _wait_for(condition: Callable[[], bool], patience_s: float = 120.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.1)
-
-
-# -- F54 ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("key", ["", "wrong"])
-def test_f54_a_wrong_key_is_a_permanent_error_after_one_request(
-    box: Sandbox, tmp_path: Path, context_factory: ContextFactory, key: str
-) -> None:
-    found = box.servers.get("qdrant-with-key")
-    server = found if isinstance(found, QdrantServer) else box.qdrant(name="qdrant-with-key", api_key="right")
-    with proxy(server.connection.url) as between:
-        store = QdrantStore(QdrantConnection(url=between.url, api_key=SecretStr(key)))
-        for action in (lambda: store.preflight(context_factory()), lambda: store.dump(tmp_path, SET_ID, context_factory())):
-            between.seen.clear()
-            with pytest.raises(AuthenticationFailed, match="QDRANT_API_KEY") as told:
-                action()
-            assert not told.value.retryable
-            assert len(between.seen) == 1
-            assert "wrong" not in told.value.message
-
-
-def test_a_key_that_may_only_read_is_told_in_preflight(box: Sandbox, context_factory: ContextFactory) -> None:
-    server = box.qdrant(name="qdrant-read-only", api_key="right", config={"SERVICE__READ_ONLY_API_KEY": "reader"})
-    seed_documents(server.connection, points=3)
-    reader = server.connection.model_copy(update={"api_key": SecretStr("reader")})
-    with pytest.raises(AuthenticationFailed, match="read-only"):
-        QdrantStore(reader).preflight(context_factory())
-    assert QdrantStore(server.connection).preflight(context_factory()).server_version == server.version
-    server.kill()
-
-
-# -- others -------------------------------------------------------------------------------------------------------------
-
-
 def test_the_first_failure_is_told_when_one_collection_fails_while_another_is_under_way(
     box: Sandbox, tmp_path: Path, context_factory: ContextFactory
 ) -> None:
     server = box.qdrant(name="qdrant-two")
     seed_documents(server.connection, points=20)
     with Rest(server.connection) as rest:
-        rest.put(at("a first one"), plain_config(2))  # the smaller one comes first
+        rest.put(at("a first one"), plain_config(2))  # the smaller one: made beside the other, and there before it
 
     def rule(exchange: Exchange) -> bool:
         if is_download(exchange):
@@ -404,6 +281,44 @@ def test_the_first_failure_is_told_when_one_collection_fails_while_another_is_un
     server.kill()
 
 
+def test_two_snapshots_are_made_at_once_and_no_more_stand_on_the_server(
+    box: Sandbox, tmp_path: Path, context_factory: ContextFactory
+) -> None:
+    """None of the first two is made before both were asked for: one after the other, they would wait in vain."""
+    server = box.qdrant(name="qdrant-side-by-side")
+    names = {"a", "b", "c", "d"}
+    with Rest(server.connection) as rest:
+        for name in names:
+            rest.put(at(name), plain_config(2))
+    both, asked, standing, most = threading.Event(), set[str](), set[str](), [0]
+    lock = threading.Lock()
+
+    def rule(exchange: Exchange) -> bool:
+        if is_snapshot_post(exchange):
+            name = exchange.path.split("/")[2]
+            with lock:
+                asked.add(name)
+                standing.add(name)
+                most[0] = max(most[0], len(standing))
+            if len(asked) >= 2:
+                both.set()
+            assert both.wait(60), "the second one is asked for only after the first one was made"
+        elif exchange.method == "DELETE" and "/snapshots/" in exchange.path:
+            status, headers, body = exchange.upstream()
+            with lock:
+                standing.discard(exchange.path.split("/")[2])
+            exchange.answer(status, body, headers=headers)  # only now may the next one be asked for
+            return True
+        return False
+
+    with proxy(server.connection.url) as between:
+        between.rules.append(rule)
+        made = store_at(between.url).dump(tmp_path, SET_ID, context_factory())
+    assert set(made.evidence.collections) == names == asked
+    assert most == [2]
+    server.kill()
+
+
 def test_a_snapshot_that_holds_fewer_points_than_are_served_is_a_failure(
     before: Proxy, tmp_path: Path, context_factory: ContextFactory
 ) -> None:
@@ -418,42 +333,3 @@ def test_a_snapshot_that_holds_fewer_points_than_are_served_is_a_failure(
     before.rules.append(miscounted)
     with pytest.raises(StoreError, match="holds 120 points, while Qdrant served 121"):
         store_at(before.url).dump(tmp_path, SET_ID, context_factory())
-
-
-def test_a_server_that_is_not_there_is_unavailable(context_factory: ContextFactory) -> None:
-    with pytest.raises(StoreUnavailable, match="QDRANT_URL"):
-        store_at("http://127.0.0.1:9").preflight(context_factory())
-
-
-def test_something_else_that_answers_is_not_taken_for_qdrant(box: Sandbox, context_factory: ContextFactory) -> None:
-    from http.server import SimpleHTTPRequestHandler
-
-    from scholaria_ops_tests.stores.qdrant_support import serving
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            return
-
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("content-length", "2")
-            self.end_headers()
-            self.wfile.write(b"hi")
-
-    with serving(Quiet) as url, pytest.raises(StoreError, match="not one of a Qdrant server"):
-        store_at(url).preflight(context_factory())
-
-
-def test_a_red_collection_is_refused(before: Proxy, context_factory: ContextFactory) -> None:
-    def red(exchange: Exchange) -> bool:
-        if exchange.method != "GET" or not exchange.path.endswith(f"/collections/{DOCUMENTS}"):
-            return False
-        status, headers, body = exchange.upstream()
-        exchange.answer(
-            status, body.replace(b'"green"', b'"red"').replace(b'"grey"', b'"red"').replace(b'"yellow"', b'"red"'), headers=headers
-        )
-        return True
-
-    before.rules.append(red)
-    with pytest.raises(Refused, match=f"status red.*{DOCUMENTS}"):
-        store_at(before.url).preflight(context_factory())

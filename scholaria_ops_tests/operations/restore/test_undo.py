@@ -1,0 +1,88 @@
+"""Undo and discard over three stores: all of them go back, or none; and a crash anywhere is carried on by the next command."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES
+from scholaria_ops.errors import Refused, StoreError, UsageError
+from scholaria_ops.operations.restore.recover import NotTakenBack, recover_now
+from scholaria_ops.operations.restore.undo import discard, plan_undo, undo
+from scholaria_ops_tests.operations.restore.bench import BenchFactory, killed
+from scholaria_ops_tests.operations.restore.stand_in import unavailable
+
+
+def test_undo_goes_back_in_every_store_and_discard_ends_that(bench: BenchFactory) -> None:
+    here = bench()
+    here.execute()
+    plan = plan_undo(here.services, here.live)
+    assert plan.set_id == here.set_id
+    undo(here.services, here.live, plan)
+    assert here.served == ["old"] * 3
+    assert here.writers == "running"
+    with pytest.raises(UsageError, match="no restore that can be undone"):
+        plan_undo(here.services, here.live)
+    assert discard(here.services, here.live, older_than=timedelta(days=7)) == []
+    (gone,) = discard(here.services, here.live)
+    assert gone.lines == tuple(f"removed what {n} had kept" for n in STORE_NAMES)
+    assert discard(here.services, here.live) == []
+
+
+def test_a_store_that_cannot_go_back_keeps_the_undo_open(bench: BenchFactory) -> None:
+    here = bench()
+    here.execute()
+    here.fails["redis"] = {"undo": unavailable("it is down")}
+    with pytest.raises(NotTakenBack, match=r"redis: .*it is down"):
+        undo(here.services, here.live, plan_undo(here.services, here.live))
+    assert here.served == ["old", here.set_id, "old"]
+    here.fails.clear()
+    recover_now(here.services, here.live)
+    assert here.served == ["old"] * 3
+    assert here.steps.count("postgres undo") == 1
+
+
+def test_a_discard_that_was_cut_off_is_carried_on_and_not_followed_by_half_an_undo(bench: BenchFactory) -> None:
+    here = bench()
+    here.execute()
+    here.fails["redis"] = {"discard": unavailable("it is down")}
+    with pytest.raises(StoreError, match="it is down"):
+        discard(here.services, here.live)
+    assert here.steps[-2:] == ["postgres discard", "redis discard"], "what PostgreSQL kept is gone"
+    with pytest.raises(UsageError, match="no restore that can be undone"):
+        plan_undo(here.services, here.live)
+    here.fails.clear()
+    (gone,) = discard(here.services, here.live)
+    assert gone.lines == tuple(f"removed what {n} had kept" for n in STORE_NAMES)
+
+
+def test_a_discard_that_is_refused_leaves_the_undo(bench: BenchFactory) -> None:
+    here = bench()
+    here.execute()
+    here.fails["postgres"] = {"discard": Refused("it may be all that is left", hint="Undo the restore.")}
+    with pytest.raises(Refused, match="all that is left"):
+        discard(here.services, here.live)
+    undo(here.services, here.live, plan_undo(here.services, here.live))
+    assert here.served == ["old"] * 3
+
+
+@pytest.mark.slow(6)
+def test_killed_at_every_durable_step_of_an_undo_the_next_command_carries_it_on(bench: BenchFactory, tmp_path: Path) -> None:
+    here = bench()
+    for write in range(1, 40):
+        for path in (*tmp_path.glob("*.live"), tmp_path / "log"):
+            path.unlink(missing_ok=True)
+        here.execute()
+        plan = plan_undo(here.services, here.live)
+        ended = killed(here, write, lambda plan=plan: undo(here.services, here.live, plan))  # type: ignore[misc]
+        recover_now(here.services, here.live)
+        assert len(set(here.served)) == 1
+        assert here.writers == "running"
+        if ended == 0:
+            assert here.served == ["old"] * 3
+            break
+        discard(here.services, here.live)
+    else:
+        pytest.fail("the undo never came to its end")
