@@ -9,7 +9,7 @@ from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Objection, Switched
 from scholaria_ops.stores.redis.info import ServerInfo, look
 from scholaria_ops.stores.redis.live.journal import Crossing, Journal, Kept, Marker, read_marker
-from scholaria_ops.stores.redis.live.keep import keep
+from scholaria_ops.stores.redis.live.keep import keep, keys_of
 from scholaria_ops.stores.redis.live.link import Link, to_the_end
 from scholaria_ops.stores.redis.live.plan import count_databases
 from scholaria_ops.stores.redis.live.swap import change_functions, empty, exchange, function_code, put_policy_back, transaction
@@ -188,8 +188,8 @@ def finish(link: Link, crossing: Crossing, journal: Journal, ctx: Context) -> li
         if kept is None:
             kept = keep(link, crossing, journal, ctx)
             crossing = journal.open(crossing.with_(keep=kept.model_dump()))
-        evidence = journal.get_evidence(kept.evidence)
-        lines.append(f"Redis: {evidence.total_keys:,} keys that were served before are kept in {kept.artifact.path}")
+        keys = sum(keys_of(kept, journal).values())
+        lines.append(f"Redis: {keys:,} keys that were served before are kept in {kept.artifact.path}")
         with link.wire(ctx) as wire:
             empty(wire, crossing.spares.values(), crossing.ledger)
         lines.append(f"Redis at {link.where}: database(s) {_list(crossing.spares.values())} emptied")

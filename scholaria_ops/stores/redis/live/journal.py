@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from scholaria_ops.catalogue.artifacts import Artifact
 from scholaria_ops.catalogue.evidence.base import Model
 from scholaria_ops.catalogue.evidence.redis import RedisEvidence
@@ -39,11 +41,13 @@ class Marker(Model):
 
 
 class Kept(Model):
-    """The way back: an RDB in the notebook's directory, with its evidence beside it."""
+    """The way back: an RDB in the notebook's directory."""
 
     artifact: Artifact
-    #: File with the evidence that was measured when the RDB was made.
-    evidence: str
+    #: Database → number of keys.
+    keys: dict[int, int] = Field(default_factory=dict)
+    #: File with the evidence that was measured when the RDB was made; empty where none was.
+    evidence: str = ""
 
 
 class Crossing(Model):

@@ -4,86 +4,137 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from scholaria_ops.catalogue.artifacts import Artifact
 from scholaria_ops.errors import Refused, VerificationFailed
-from scholaria_ops.files import fsync_dir, hash_file
+from scholaria_ops.files import Written, fsync_dir, hash_file
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.redis.artifact import GzipWriter, Raw
 from scholaria_ops.stores.redis.info import look
-from scholaria_ops.stores.redis.live.journal import Crossing, Journal, Kept
+from scholaria_ops.stores.redis.live.extract import TooLarge, extract
+from scholaria_ops.stores.redis.live.journal import SWITCHED, Crossing, Journal, Kept
 from scholaria_ops.stores.redis.live.link import Link
+from scholaria_ops.stores.redis.live.read_back import Expected, compare_some
 from scholaria_ops.stores.redis.live.staging import forget, receive_into
+from scholaria_ops.stores.redis.rdb import RdbWriter, version_of
 from scholaria_ops.stores.redis.restore import loaded_scratch
-from scholaria_ops.stores.redis.scratch import Scratch
-from scholaria_ops.stores.redis.take import Intake, build_evidence, measure, origin_of, receive
-from scholaria_ops.stores.redis.windows import Windows
+from scholaria_ops.stores.redis.scratch import Scratch, UnreadableRdb
+from scholaria_ops.stores.redis.take import Intake, receive
+from scholaria_ops.stores.redis.wire import Wire
 
 _GZIP_LEVEL = 1
+_SHOWN = 3
 
 
 def keep(link: Link, crossing: Crossing, journal: Journal, ctx: Context) -> Kept:
     """Write the databases that were swapped out, under their own numbers and with their functions, into an RDB, and load it again.
 
-    They lie in the spare databases, where nobody writes. The file is complete when this returns, a server has loaded it
-    and holds as many keys; an undo compares all of them with the evidence, which is of what the live server sent.
-    Anything half-written of an earlier attempt is replaced.
+    They lie in the spare databases, where nobody writes. The file is complete when this returns: a server has loaded it, holds
+    as many keys in each database, and of a sample of them the very values and expiries. Anything half-written of an earlier
+    attempt is replaced.
+
+    Raises:
+        VerificationFailed: what was written does not load as what was read. The data stay in the spare databases.
     """
+    path = journal.path(f"redis_kept_{crossing.number}.rdb.gz")
+    own_numbers = {spare: served for served, spare in crossing.pairs}
     with link.wire(ctx) as wire:
         databases = look(wire).databases
-    own_numbers = {spare: served for served, spare in crossing.pairs}
+        try:
+            kept, sample = _key_by_key(wire, crossing, journal, path, own_numbers, ctx)
+            _load_again(wire, kept, own_numbers, sample, journal, ctx, databases=databases)
+        except (TooLarge, UnreadableRdb) as exc:
+            ctx.log.info("redis: what was served before is taken from an RDB of the server's own: %s", exc)
+        else:
+            return kept
+        kept = _from_an_rdb(link, crossing, journal, path, own_numbers, databases, ctx)
+        _load_again(wire, kept, own_numbers, {}, journal, ctx, databases=databases)
+    return kept
+
+
+def _key_by_key(
+    wire: Wire, crossing: Crossing, journal: Journal, path: Path, own_numbers: dict[int, int], ctx: Context
+) -> tuple[Kept, dict[int, list[Expected]]]:
+    path.unlink(missing_ok=True)
+    raw = Raw()
+    with GzipWriter(path, level=_GZIP_LEVEL) as out:
+
+        def write(block: bytes) -> None:
+            raw.add(block)
+            out.write(block)
+
+        wire.call("SELECT", crossing.ledger)
+        rdb = RdbWriter(write, version_of(wire.call("DUMP", SWITCHED)))
+        for code in journal.get_code(crossing.functions_before):
+            rdb.function(code)
+        extracted = extract(wire, own_numbers, rdb, ctx.cancel)
+        rdb.end()
+        written = out.finish()
+    return Kept(artifact=_artifact(path, written, raw), keys=extracted.keys), extracted.sample
+
+
+def _from_an_rdb(
+    link: Link, crossing: Crossing, journal: Journal, path: Path, own_numbers: dict[int, int], databases: int | None, ctx: Context
+) -> Kept:
+    """The same by an RDB of all that the server holds, out of which a scratch server takes what is to be kept."""
+    path.unlink(missing_ok=True)
     with Scratch(ctx, databases=max(databases or 16, *own_numbers, *crossing.spares) + 1, label="redis-keep", compress=False) as scratch:
-        taken, info = receive_into(scratch, link, ctx)
+        receive_into(scratch, link, ctx)
         scratch.load()
         forget(scratch, scratch.keyspace().keys() - own_numbers.keys())
         scratch.swap({db: own_numbers[db] for db in scratch.keyspace()})
         scratch.wire.call("FUNCTION", "FLUSH")
         for code in journal.get_code(crossing.functions_before):
             scratch.wire.call("FUNCTION", "LOAD", code)
-        origin = origin_of(taken.received.cut_after)
-        found = measure(
-            scratch, Windows(origin), ctx, like=None, rules=(), expired_before_ms=int(taken.received.cut_after.timestamp() * 1000)
-        )
-        counts = scratch.keyspace()
-        artifact, raw, form = _write(scratch, crossing, journal, ctx)
-        evidence = build_evidence(taken, found, info, scratch, origin=origin, rules=(), acl=None)
-    # What lies in the file is an RDB of the scratch server's, not of the live one's.
-    evidence = evidence.model_copy(update={"rdb_version": _version(raw), "rdb_checksum": raw.checksum, "form": form})
-    kept = Kept(artifact=artifact, evidence=journal.put_evidence(f"redis_kept_{crossing.number}.json", evidence))
-    with opened(kept, journal, ctx, databases=databases) as again:
-        if (loaded := again.keyspace()) != counts:
-            raise VerificationFailed(
-                f"{artifact.path}, what Redis served before, loads as {loaded} keys by database instead of {counts}",
-                store="redis",
-                hint="It stays in the server's spare databases; look at the disk here, then run `scholaria-ops restore --recover`.",
-            )
-    return kept
+        keys = scratch.keyspace()
+        with GzipWriter(path, level=_GZIP_LEVEL) as out:
+            intake = Intake([out.write], readable=1 << 16, scratch_version=scratch.version, source_version=scratch.version)
+            receive(scratch.server.connection, "disk", intake, ctx, timeout_s=24 * 3600, may_fall_back=False)
+            written = out.finish()
+    return Kept(artifact=_artifact(path, written, intake.raw), keys=keys)
 
 
-def _write(scratch: Scratch, crossing: Crossing, journal: Journal, ctx: Context) -> tuple[Artifact, Raw, str]:
-    path = journal.path(f"redis_kept_{crossing.number}.rdb.gz")
-    path.unlink(missing_ok=True)
-    with GzipWriter(path, level=_GZIP_LEVEL) as out:
-        intake = Intake([out.write], readable=1 << 16, scratch_version=scratch.version, source_version=scratch.version)
-        received, _ = receive(scratch.server.connection, "disk", intake, ctx, timeout_s=24 * 3600, may_fall_back=False)
-        written = out.finish()
+def _artifact(path: Path, written: Written, raw: Raw) -> Artifact:
     fsync_dir(path.parent)
-    artifact = Artifact(
+    return Artifact(
         store="redis",
         kind="rdb",
         path=path.name,
         size_bytes=written.size,
         sha256=written.sha256,
         compression="gzip",
-        raw_size_bytes=intake.raw.size,
-        raw_sha256=intake.raw.sha256,
+        raw_size_bytes=raw.size,
+        raw_sha256=raw.sha256,
         subject="what was served before the switch",
     )
-    return artifact, intake.raw, received.form
 
 
-def _version(raw: Raw) -> int:
-    return int(raw.head[5:9])
+def _load_again(
+    wire: Wire,
+    kept: Kept,
+    own_numbers: dict[int, int],
+    sample: dict[int, list[Expected]],
+    journal: Journal,
+    ctx: Context,
+    *,
+    databases: int | None,
+) -> None:
+    with opened(kept, journal, ctx, databases=databases) as again:
+        wrong = []
+        if (loaded := again.keyspace()) != kept.keys:
+            wrong.append(f"{loaded} keys by database instead of {kept.keys}")
+        for there, number in own_numbers.items():
+            if number in sample:
+                wire.call("SELECT", there)
+                again.wire.call("SELECT", number)
+                wrong += compare_some(again.wire, wire, number, sample[number])
+    if wrong:
+        raise VerificationFailed(
+            f"{kept.artifact.path}, what Redis served before, loads as something else: {'; '.join(wrong[:_SHOWN])}",
+            store="redis",
+            hint="It stays in the server's spare databases; look at the disk here, then run `scholaria-ops restore --recover`.",
+        )
 
 
 def require_kept(journal: Journal) -> None:
@@ -107,10 +158,14 @@ def opened(kept: Kept, journal: Journal, ctx: Context, *, databases: int | None)
         raise _lost(f"{path} is gone") from exc
     if (written.size, written.sha256) != (kept.artifact.size_bytes, kept.artifact.sha256):
         raise _lost(f"{path} is not the file that was written: its SHA-256 is {written.sha256}")
-    evidence = journal.get_evidence(kept.evidence)
-    highest = max(evidence.per_database(), default=0)
+    highest = max(keys_of(kept, journal), default=0)
     with loaded_scratch(path, kept.artifact, ctx, databases=max(databases or 16, highest + 1)) as scratch:
         yield scratch
+
+
+def keys_of(kept: Kept, journal: Journal) -> dict[int, int]:
+    """Database → number of keys. (Where the evidence of what was kept was measured when it was written, it says so.)"""
+    return journal.get_evidence(kept.evidence).per_database() if kept.evidence else kept.keys
 
 
 def _lost(why: str) -> Refused:

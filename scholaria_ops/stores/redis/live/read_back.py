@@ -9,7 +9,8 @@ the target write an RDB of everything it holds, loading and fingerprinting that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from scholaria_ops.errors import VerificationFailed
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.redis.info import look
 from scholaria_ops.stores.redis.measure import key_of
+from scholaria_ops.stores.redis.rdb import FOOTER
 from scholaria_ops.stores.redis.scratch import Scratch
 from scholaria_ops.stores.redis.wire import ServerError, Wire
 
@@ -25,8 +27,6 @@ _TASK = "redis: read back"
 _KEYS, _BYTES = 400, 1 << 20
 #: Collections are asked for a few at a time (their size is not known beforehand).
 _COLLECTIONS = 16
-#: Version of the RDB format and checksum at the end of a payload.
-_FOOTER = 10
 #: Elements are compared in memory up to this size of a payload (bytes).
 _MAX_PAYLOAD = 64 << 20
 _SHOWN = 3
@@ -44,8 +44,8 @@ class Undecided(Exception):
 
 
 @dataclass(slots=True)
-class _Expected:
-    """A key as it was sent: ``value`` of a string, else None and the command that made it."""
+class Expected:
+    """A key as it was sent or received: ``value`` of a string, else None and the command that makes such a one."""
 
     name: bytes
     value: bytes | None = None
@@ -66,10 +66,10 @@ class _Found:
     expired: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    def tell(self, db: int, key: _Expected, what: str) -> None:
+    def tell(self, db: int, key: Expected, what: str) -> None:
         self.wrong.append(f"database {self.numbers[db]}, key {key.name.decode('utf-8', 'backslashreplace')[:80]}: {what}")
 
-    def differs(self, db: int, key: _Expected, what: str) -> None:
+    def differs(self, db: int, key: Expected, what: str) -> None:
         self.tell(db, key, f"{what} differs")
 
 
@@ -84,14 +84,14 @@ def compare_with_sent(target: Wire, scratch: Scratch, databases: Mapping[int, in
     """
     found = _Found(databases, dict.fromkeys(databases, 0))
     ctx.progress.start(_TASK, total=sum(scratch.keyspace().values()), unit="keys")
-    strings: list[_Expected] = []
-    others: list[_Expected] = []
+    strings: list[Expected] = []
+    others: list[Expected] = []
     db, size = -1, 0
 
     def ask() -> None:
         nonlocal size
         _compare_strings(target, db, strings, found)
-        _compare_others(target, scratch, db, others, found)
+        _compare_others(target, scratch.wire, db, others, found)
         ctx.progress.advance(_TASK, len(strings) + len(others))
         strings.clear()
         others.clear()
@@ -120,12 +120,26 @@ def compare_with_sent(target: Wire, scratch: Scratch, databases: Mapping[int, in
     return found.expired
 
 
-def _sent(scratch: Scratch) -> Iterator[tuple[int, _Expected]]:
+def compare_some(target: Wire, source: Wire, db: int, keys: Sequence[Expected]) -> list[str]:
+    """What differs between these keys and those that ``target`` holds, a line each; on both sides their databases are selected.
+
+    ``source`` is asked for what is no plain string; where such a key cannot be judged by itself it is passed over.
+    """
+    found = _Found({db: db}, {db: 0})
+    _compare_strings(target, db, [key for key in keys if key.value is not None], found)
+    for key in keys:
+        if key.value is None:
+            with contextlib.suppress(Undecided):
+                _compare_others(target, source, db, [key], found)
+    return found.wrong
+
+
+def _sent(scratch: Scratch) -> Iterator[tuple[int, Expected]]:
     """Every key of the file of commands, with its database."""
     import hiredis
 
     db = 0
-    key: _Expected | None = None
+    key: Expected | None = None
     reader = hiredis.Reader()
     with scratch.written() as file:
         for block in file.blocks():
@@ -143,11 +157,11 @@ def _sent(scratch: Scratch) -> Iterator[tuple[int, _Expected]]:
                 if key is not None:
                     yield db, key
                 if name == b"SET":
-                    key = _Expected(command[1], command[2])
+                    key = Expected(command[1], command[2])
                 elif name == b"SELECT":
                     db, key = int(command[1]), None
                 else:
-                    key = None if name == b"FUNCTION" else _Expected(key_of(command), made_by=name)
+                    key = None if name == b"FUNCTION" else Expected(key_of(command), made_by=name)
         if key is not None:
             yield db, key
 
@@ -157,7 +171,7 @@ def _select(db: int, *wires: Wire) -> None:
         wire.call("SELECT", db)
 
 
-def _compare_strings(target: Wire, db: int, keys: list[_Expected], found: _Found) -> None:
+def _compare_strings(target: Wire, db: int, keys: list[Expected], found: _Found) -> None:
     if not keys:
         return
     commands: list[tuple[bytes | str, ...]] = [("PEXPIRETIME", key.name) for key in keys]
@@ -174,35 +188,35 @@ def _compare_strings(target: Wire, db: int, keys: list[_Expected], found: _Found
     _judge_gone(target, db, gone, found)
 
 
-def _compare_others(target: Wire, scratch: Scratch, db: int, keys: list[_Expected], found: _Found) -> None:
+def _compare_others(target: Wire, source: Wire, db: int, keys: list[Expected], found: _Found) -> None:
     if not keys:
         return
-    payloads = [*zip(*(_payloads(wire, keys) for wire in (target, scratch.wire)), strict=True)]
+    payloads = [*zip(*(_payloads(wire, keys) for wire in (target, source)), strict=True)]
     gone = []
     for key, ((expiry, there), (_, sent)) in zip(keys, payloads, strict=True):
         if there is None:
             gone.append(key)
-        elif sent is None:  # its time has come by the scratch server's clock, and not yet by the target's
+        elif sent is None:  # its time has come by the source's clock, and not yet by the target's
             raise Undecided(key.name)
         elif expiry != (key.expiry or -1):
             found.differs(db, key, "its expiry")
-        elif there[:-_FOOTER] != sent[:-_FOOTER] and not _same_elements(target, scratch, key, max(len(there), len(sent))):
+        elif there[:-FOOTER] != sent[:-FOOTER] and not _same_elements(target, source, key, max(len(there), len(sent))):
             found.differs(db, key, "its content")
     found.there[db] += len(keys) - len(gone)
     _judge_gone(target, db, gone, found)
 
 
-def _payloads(wire: Wire, keys: list[_Expected]) -> list[tuple[Any, Any]]:
+def _payloads(wire: Wire, keys: list[Expected]) -> list[tuple[Any, Any]]:
     replies = wire.batch([command for key in keys for command in (("PEXPIRETIME", key.name), ("DUMP", key.name))])
     _refuse_errors(wire, *replies)
     return list(zip(replies[::2], replies[1::2], strict=True))
 
 
-def _same_elements(target: Wire, scratch: Scratch, key: _Expected, size: int) -> bool:
+def _same_elements(target: Wire, source: Wire, key: Expected, size: int) -> bool:
     command = _ELEMENTS.get(key.made_by)
     if command is None or key.fields_expire or size > _MAX_PAYLOAD:
         raise Undecided(key.name)
-    left, right = (_elements(wire.call(*command(key.name)), key.made_by) for wire in (target, scratch.wire))
+    left, right = (_elements(wire.call(*command(key.name)), key.made_by) for wire in (target, source))
     return bool(left == right)
 
 
@@ -217,7 +231,7 @@ def _elements(reply: list[bytes], made_by: bytes) -> object:
     return reply
 
 
-def _judge_gone(target: Wire, db: int, keys: list[_Expected], found: _Found) -> None:
+def _judge_gone(target: Wire, db: int, keys: list[Expected], found: _Found) -> None:
     """A key that is not there is no loss if its time has come, by the target's own clock."""
     if not keys:
         return

@@ -19,6 +19,12 @@ _ASKED: tuple[tuple[str, ...], ...] = (
     ("SCAN", "0"),
     ("SET", "k", "v"),
     ("GET", "k"),
+    ("MGET", "k"),
+    ("STRLEN", "k"),
+    ("TYPE", "k"),
+    ("DUMP", "k"),
+    ("PEXPIRETIME", "k"),
+    ("MEMORY", "USAGE", "k"),
     ("UNLINK", "k"),
     ("PEXPIREAT", "k", "1"),
     ("RPUSH", "k", "v"),
@@ -70,7 +76,7 @@ def lacking_rights(wire: Wire, further: tuple[tuple[str, ...], ...]) -> list[Obj
     for command, reply in zip(asked, replies, strict=True):
         if reply == b"OK":
             continue
-        name = " ".join(command[:2]) if command[0] in {"CONFIG", "FUNCTION", "XGROUP"} else command[0]
+        name = " ".join(command[:2]) if command[0] in {"CONFIG", "FUNCTION", "MEMORY", "XGROUP"} else command[0]
         (unknown if isinstance(reply, ServerError) and "not found" in str(reply) else refused).append(name)
     user = who.decode("utf-8", "replace")
     found = []

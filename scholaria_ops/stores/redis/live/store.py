@@ -17,8 +17,8 @@ from scholaria_ops.stores.redis.info import look
 from scholaria_ops.stores.redis.live import crossing as crossings
 from scholaria_ops.stores.redis.live.budget import server_needs
 from scholaria_ops.stores.redis.live.classes import Classes, apply
-from scholaria_ops.stores.redis.live.journal import Crossing, Journal
-from scholaria_ops.stores.redis.live.keep import opened
+from scholaria_ops.stores.redis.live.journal import Crossing, Journal, Kept
+from scholaria_ops.stores.redis.live.keep import keys_of, opened
 from scholaria_ops.stores.redis.live.later import later_writes
 from scholaria_ops.stores.redis.live.link import Link
 from scholaria_ops.stores.redis.live.plan import (
@@ -217,21 +217,32 @@ class RedisLive:
         kept = journal.kept
         if kept is None:
             raise Refused(f"nothing is kept of what Redis at {self._link.where} served before", store="redis", hint="Was it discarded?")
-        evidence = journal.get_evidence(kept.evidence)
+        used = keys_of(kept, journal)
         with self._link.wire(ctx) as wire:
             info = look(wire)
             databases = count_databases(wire, info)
-            pairs, ledger = choose_databases(evidence.per_database(), info, databases)
-            crossings.refuse(too_few(evidence.per_database(), databases, ledger, wire.where))
+            pairs, ledger = choose_databases(used, info, databases)
+            crossings.refuse(too_few(used, databases, ledger, wire.where))
         with opened(kept, journal, ctx, databases=databases) as scratch:
-            try:
-                prove(scratch, evidence, ctx)
-            except VerificationFailed as exc:
-                raise Refused(f"what was kept cannot be used: {exc.message}", store="redis", hint="Restore the safety set.") from exc
+            evidence = self._evidence_of_kept(kept, scratch, journal, ctx)
             crossing = Crossing(
                 number=journal.completed, target=self._link.where, pairs=pairs, ledger=ledger, policy=policy_to_change(info)
             )
             self._stage(crossing, scratch, as_of_now(evidence), journal, ctx, identity=None)
+
+    def _evidence_of_kept(self, kept: Kept, scratch: Scratch, journal: Journal, ctx: Context) -> RedisEvidence:
+        """What a scratch server has loaded from the very bytes that were kept; compared with its evidence, if that was taken then."""
+        try:
+            if kept.evidence:
+                evidence = journal.get_evidence(kept.evidence)
+                prove(scratch, evidence, ctx)
+                return evidence
+            if (loaded := scratch.keyspace()) != kept.keys:
+                raise VerificationFailed(f"it holds {loaded} keys by database instead of {kept.keys}", store="redis")
+        except VerificationFailed as exc:
+            raise Refused(f"what was kept cannot be used: {exc.message}", store="redis", hint="Restore the safety set.") from exc
+        # Laid out as the evidence of what is served, with which nothing else than keys and functions is taken over.
+        return measured(scratch, journal.get_evidence(journal.baseline), ctx, like=None)
 
     def discard(self, notebook: Notebook, ctx: Context) -> list[str]:
         return crossings.discard(self._link, Journal(notebook), ctx)
