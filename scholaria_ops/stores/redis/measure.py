@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 from scholaria_ops.catalogue.evidence.redis import RedisFunctionLibrary, RedisKeys
 from scholaria_ops.errors import Refused, VerificationFailed
@@ -115,6 +115,16 @@ class _Aggregate:
 Pending = tuple[bytes, bytes] | _Aggregate | None
 
 
+class Moves(Protocol):
+    """What is about to become of some keys."""
+
+    def touches(self, head: bytes) -> bool:
+        """Whether any key that begins with ``head`` and a colon may be dropped or renamed."""
+
+    def renamed(self, key: bytes) -> bytes | None:
+        """The key's name afterwards (its own, if it stays as it is); None if it is dropped."""
+
+
 class Measure:
     """Feed it commands, then read :meth:`rows`, :attr:`functions`, :attr:`total` and :attr:`expired`.
 
@@ -125,6 +135,7 @@ class Measure:
         rules: prefixes that the operator wants told apart although no colon ends them.
         renumber: database in the stream → database to report (for data staged elsewhere).
         expired_before_ms: keys with an expiry up to here are counted in :attr:`expired`.
+        moves: keys that will be dropped or renamed: :meth:`rows_after` says what there is then.
     """
 
     def __init__(
@@ -135,13 +146,17 @@ class Measure:
         rules: Sequence[bytes] = (),
         renumber: Mapping[int, int] | None = None,
         expired_before_ms: int = 0,
+        moves: Moves | None = None,
     ) -> None:
         self._ends = windows.ends
         self._wanted = prefixes
         self._rules = tuple(sorted(rules, key=len, reverse=True))
         self._renumber = renumber or {}
         self._expired_before_ms = expired_before_ms
+        self._moves = moves
         self._tables: dict[Which, Table] = {}
+        #: What :attr:`_moves` takes away (counted below zero) and brings.
+        self._changes: dict[Which, Table] = {}
         self._select(0)
         self.functions: list[RedisFunctionLibrary] = []
         self.total = 0
@@ -214,6 +229,7 @@ class Measure:
         """Add one finished key to its cell. ``expiry`` in milliseconds, 0 for none."""
         if pending is None:
             return
+        moves = self._moves
         if pending.__class__ is tuple:
             key, value = pending
             first = expiry
@@ -222,17 +238,42 @@ class Measure:
             table = self._strings.get(head) if colon else None
             if table is None:
                 table = self._table_of_strings(key, head if colon else b"")
+            else:
+                moves = None  # a head whose keys may move is looked up anew for each of them
         else:
             digest, first, table = self._close(pending, expiry)  # type: ignore[arg-type]
         end = self._ends[bisect_right(self._ends, first // 1000)] if first else None
+        number = int.from_bytes(digest, "big")
         cell = table.get(end)
         if cell is None:
             cell = table[end] = [0, 0]
         cell[0] += 1
-        cell[1] += int.from_bytes(digest, "big")
+        cell[1] += number
         self.total += 1
         if 0 < expiry <= self._expired_before_ms:
             self.expired += 1
+        if moves is not None:
+            self._move(moves, pending, expiry, end, number)
+
+    def _move(self, moves: Moves, pending: tuple[bytes, bytes] | _Aggregate, expiry: int, end: int | None, digest: int) -> None:
+        if isinstance(pending, tuple):
+            key, kind, value = pending[0], "string", pending[1]
+        else:
+            key, kind, value = pending.key, pending.kind, pending.value()
+        name = moves.renamed(key)
+        if name == key:
+            return
+        self._change(key, kind, end, -1, -digest)
+        if name is not None:
+            renamed = sha256(b"%b %d %d:%b" % (kind.encode(), expiry, len(name), name) + value).digest()
+            self._change(name, kind, end, 1, _number(renamed))
+
+    def _change(self, key: bytes, kind: str, end: int | None, keys: int, digest: int) -> None:
+        prefix = prefix_of(key, self._rules)
+        which = (self._db, prefix if prefix in self._known else OTHER, kind)
+        cell = self._changes.setdefault(which, {}).setdefault(end, [0, 0])
+        cell[0] += keys
+        cell[1] += digest
 
     def _close(self, pending: _Aggregate, expiry: int) -> tuple[bytes, int, Table]:
         key = pending.key
@@ -242,7 +283,7 @@ class Measure:
 
     def _table_of_strings(self, key: bytes, head: bytes) -> Table:
         table = self._table(key, "string")
-        if head and not self._rules and len(self._strings) < _MAX_TRACKED:
+        if head and not self._rules and len(self._strings) < _MAX_TRACKED and not (self._moves and self._moves.touches(head)):
             self._strings[head] = table
         return table
 
@@ -257,12 +298,26 @@ class Measure:
 
     def rows(self) -> tuple[RedisKeys, ...]:
         """The result in a stable order, the rarest prefixes folded into :data:`OTHER` where there are too many."""
-        tables = self._tables if self._wanted is not None else _fold(self._tables)
-        return tuple(
-            RedisKeys(db=db, prefix=prefix, type=kind, expires_before=end, keys=keys, fingerprint=f"{total % _MODULUS:064x}"[:32])
-            for (db, prefix, kind), table in sorted(tables.items())
-            for end, (keys, total) in sorted(table.items(), key=lambda item: item[0] or 0)
-        )
+        return _rows(self._tables if self._wanted is not None else _fold(self._tables))
+
+    def rows_after(self) -> tuple[RedisKeys, ...]:
+        """The same, once the keys have been dropped and renamed. What has expired until then is still counted."""
+        tables = {which: {end: list(cell) for end, cell in table.items()} for which, table in self._tables.items()}
+        for which, changes in self._changes.items():
+            table = tables.setdefault(which, {})
+            for end, (keys, total) in changes.items():
+                cell = table.setdefault(end, [0, 0])
+                cell[0] += keys
+                cell[1] += total
+        return _rows({which: {end: cell for end, cell in table.items() if cell[0]} for which, table in tables.items()})
+
+
+def _rows(tables: Mapping[Which, Table]) -> tuple[RedisKeys, ...]:
+    return tuple(
+        RedisKeys(db=db, prefix=prefix, type=kind, expires_before=end, keys=keys, fingerprint=f"{total % _MODULUS:064x}"[:32])
+        for (db, prefix, kind), table in sorted(tables.items())
+        for end, (keys, total) in sorted(table.items(), key=lambda item: item[0] or 0)
+    )
 
 
 def _fold(tables: Mapping[Which, Table]) -> dict[Which, Table]:

@@ -12,7 +12,7 @@ from scholaria_ops.errors import Refused, VerificationFailed
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.redis.artifact import Raw, rdb_version, read_header
 from scholaria_ops.stores.redis.info import ServerInfo, look
-from scholaria_ops.stores.redis.measure import METHOD, Measure, prefixes_of
+from scholaria_ops.stores.redis.measure import METHOD, Measure, Moves, prefixes_of
 from scholaria_ops.stores.redis.scratch import Scratch
 from scholaria_ops.stores.redis.sync import Form, NotStarted, Received, Replica, wait_for_children
 from scholaria_ops.stores.redis.windows import Windows
@@ -100,6 +100,7 @@ def measure(
     rules: Sequence[str],
     expired_before_ms: int = 0,
     renumber: Mapping[int, int] | None = None,
+    moves: Moves | None = None,
 ) -> Measure:
     """Measure what a scratch server has loaded; ``like`` is the evidence that the result is to be compared with."""
     found = Measure(
@@ -108,6 +109,7 @@ def measure(
         rules=[rule.encode() for rule in (like.prefix_rules if like else rules)],
         renumber=renumber,
         expired_before_ms=expired_before_ms,
+        moves=moves,
     )
     held = sum(scratch.keyspace().values())
     ctx.progress.start("redis: evidence", total=held, unit="keys")

@@ -102,6 +102,24 @@ def parked_name(restore_id: str, key: bytes) -> bytes:
     return b"parked:%b:%b" % (restore_id.encode(), key)
 
 
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """What :func:`apply` is going to make of keys, for a measurement; see :class:`scholaria_ops.stores.redis.measure.Moves`."""
+
+    classes: Classes
+    restore_id: str
+
+    def touches(self, head: bytes) -> bool:
+        begin = head + b":"
+        moving = [entry for entry in self.classes.known if self.classes.actions[entry.name] != "restore"]
+        patterns = [pattern.removesuffix("*").encode() for entry in moving for pattern in entry.patterns]
+        return any(pattern.startswith(begin) or begin.startswith(pattern) for pattern in patterns)
+
+    def renamed(self, key: bytes) -> bytes | None:
+        action = self.classes.action(key)
+        return key if action == "restore" else None if action == "drop" else parked_name(self.restore_id, key)
+
+
 def apply(scratch: Scratch, classes: Classes, restore_id: str, cancel: CancelToken) -> Applied:
     """Drop and park keys in a scratch server. Keys past their expiry leave it on this occasion."""
     dropped: Counter[tuple[str, int]] = Counter()

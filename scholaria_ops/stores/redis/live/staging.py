@@ -17,6 +17,7 @@ from scholaria_ops.stores.redis.live.journal import STAGED, Crossing, Journal
 from scholaria_ops.stores.redis.live.link import Link
 from scholaria_ops.stores.redis.live.read_back import Undecided, compare_with_sent
 from scholaria_ops.stores.redis.live.swap import forbid_eviction
+from scholaria_ops.stores.redis.measure import Measure, Moves
 from scholaria_ops.stores.redis.scratch import Scratch
 from scholaria_ops.stores.redis.sync import choose_form, wait_for_children
 from scholaria_ops.stores.redis.take import Intake, Taken, build_evidence, measure, receive
@@ -26,13 +27,17 @@ from scholaria_ops.stores.redis.wire import Wire
 _SHOWN = 3
 
 
-def prove(scratch: Scratch, evidence: RedisEvidence, ctx: Context) -> None:
+def prove(scratch: Scratch, evidence: RedisEvidence, ctx: Context, moves: Moves | None = None) -> RedisEvidence:
     """Compare what a scratch server has loaded with its evidence, expired keys included.
+
+    Returns:
+        The evidence of what it will hold once ``moves`` has come about.
 
     Raises:
         VerificationFailed: naming the first differences.
     """
-    found = measured(scratch, evidence, ctx, like=evidence)
+    measure_ = measure(scratch, Windows(evidence.window_origin), ctx, like=evidence, rules=evidence.prefix_rules, moves=moves)
+    found = _evidence_of(measure_, scratch, evidence)
     exact = evidence.model_copy(update={"expired_until": None})
     losses = [d for d in compare(exact, found.model_copy(update={"expired_until": None})) if d.severity == "loss"]
     if losses:
@@ -41,11 +46,16 @@ def prove(scratch: Scratch, evidence: RedisEvidence, ctx: Context) -> None:
             store="redis",
             hint="Verify the set and restore another one; the live store was not touched.",
         )
+    return found.model_copy(update={"keys": measure_.rows_after()})
 
 
 def measured(scratch: Scratch, evidence: RedisEvidence, ctx: Context, *, like: RedisEvidence | None) -> RedisEvidence:
     """Evidence of what a scratch server holds now, laid out as ``evidence`` is."""
     found = measure(scratch, Windows(evidence.window_origin), ctx, like=like, rules=evidence.prefix_rules)
+    return _evidence_of(found, scratch, evidence)
+
+
+def _evidence_of(found: Measure, scratch: Scratch, evidence: RedisEvidence) -> RedisEvidence:
     update = {"keys": found.rows(), "functions": _sorted(found.functions), "measured_with": scratch.version}
     return evidence.model_copy(update=update)
 

@@ -16,7 +16,7 @@ from scholaria_ops.stores.live import Effect, Notebook, Source, Staged, Switched
 from scholaria_ops.stores.redis.info import look
 from scholaria_ops.stores.redis.live import crossing as crossings
 from scholaria_ops.stores.redis.live.budget import server_needs
-from scholaria_ops.stores.redis.live.classes import Classes, apply
+from scholaria_ops.stores.redis.live.classes import Classes, Leaving, apply
 from scholaria_ops.stores.redis.live.journal import Crossing, Journal, Kept
 from scholaria_ops.stores.redis.live.keep import keys_of, opened
 from scholaria_ops.stores.redis.live.later import later_writes
@@ -88,13 +88,16 @@ class RedisLive:
         highest = max(source.evidence.per_database(), default=0)
         with loaded_scratch(source.directory / artifact.path, artifact, ctx, databases=max(databases, highest + 1)) as scratch:
             began = time.monotonic()
-            prove(scratch, source.evidence, ctx)
+            classes = Classes(plan.key_actions)  # the plan's actions: they are what was confirmed
+            left = prove(scratch, source.evidence, ctx, Leaving(classes, journal.restore_id))
             proved = time.monotonic()
-            # The plan's actions: they are what was confirmed.
-            applied = apply(scratch, Classes(plan.key_actions), journal.restore_id, ctx.cancel)
+            applied = apply(scratch, classes, journal.restore_id, ctx.cancel)
             crossing = Crossing(number=0, target=self._link.where, pairs=plan.pairs, ledger=plan.ledger, policy=plan.policy)
             seconds = {**scratch.seconds, "prove_set": proved - began, "classes": time.monotonic() - proved}
-            left = measured(scratch, source.evidence, ctx, like=None) if applied.changed else source.evidence
+            if not applied.changed:
+                left = source.evidence
+            elif left.per_database() != scratch.keyspace():  # keys past their expiry have left it on that occasion
+                left = measured(scratch, source.evidence, ctx, like=left)
             staged = self._stage(crossing, scratch, as_of_now(left), journal, ctx, identity=plan.identity)
         counts = dict(staged.counts)
         for verb, per_class in (("dropped", applied.dropped), ("parked", applied.parked)):
