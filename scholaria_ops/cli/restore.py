@@ -272,7 +272,9 @@ def _discard(force: bool, as_json: bool) -> None:
     if as_json:
         emit_json("restore", {"discarded": [{"restore": d.restore_id, "lines": list(d.lines)} for d in done]})
     else:
-        err.print(f"{len(done)} restore(s) can no longer be undone" if done else "nothing was kept", markup=False)
+        err.print(
+            f"what {len(done)} restore(s) kept is removed; they can no longer be undone" if done else "nothing was kept", markup=False
+        )
 
 
 def _recover(as_json: bool) -> None:

@@ -6,7 +6,8 @@ The order is always the same, and every word of it is a safety rule:
 * ``stage`` brings the data *beside* what is served, proves them against their evidence, and leaves the served data alone.
 * ``switch`` puts them in their place: the only moment at which the application is locked out. What was served is kept.
 * ``roll_back`` takes back whatever was begun, from any moment on, also after a SIGKILL: it looks at the server and at the
-  notebook, never at the notebook alone. It may be repeated. Afterwards the store serves what it served before.
+  notebook, never at the notebook alone. It may be repeated. Afterwards the store serves what it served before. What was
+  written into the restored data while they were served is set aside where it can be, and else said to be lost.
 * ``finish`` clears away what only the switch needed; what ``undo`` needs stays.
 * ``undo`` goes back to what was served before, and keeps what was served until then. Called again it changes nothing.
   ``discard`` removes what was kept.
@@ -141,6 +142,15 @@ class Switched:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """The store serves what it served before. ``lines``: what was done just now, a line per thing."""
+
+    lines: list[str] = field(default_factory=list)
+    #: What was written to while the restored data were served, and is therefore set aside until ``discard``; as in :class:`Switched`.
+    kept: tuple[str, ...] = ()
+
+
 class LiveStore(Protocol[E, P]):
     """A live store that can be restored without losing what it serves. Methods honour ``ctx.cancel`` and may be repeated."""
 
@@ -165,8 +175,8 @@ class LiveStore(Protocol[E, P]):
     def switch(self, plan: P, notebook: Notebook, ctx: Context) -> Switched:
         """Serve what was staged; keep what was served. On failure the caller calls :meth:`roll_back`."""
 
-    def roll_back(self, notebook: Notebook, ctx: Context) -> list[str]:
-        """Make it as it was before :meth:`stage`; returns a line per thing that was undone or removed. Repeatable."""
+    def roll_back(self, notebook: Notebook, ctx: Context) -> RolledBack:
+        """Make it as it was before :meth:`stage`. Repeatable: ``kept`` is the same each time."""
 
     def finish(self, notebook: Notebook, ctx: Context) -> list[str]:
         """After all stores have switched: clear away what is not needed to undo; returns lines for people. Repeatable."""
@@ -188,4 +198,7 @@ class LiveStore(Protocol[E, P]):
         """
 
     def discard(self, notebook: Notebook, ctx: Context) -> list[str]:
-        """Remove what was kept for :meth:`undo`; returns a line per removed thing. Repeatable."""
+        """Remove what was kept for :meth:`undo`, or by :meth:`roll_back`; returns a line per removed thing. Repeatable.
+
+        What is served stays, whichever it is.
+        """

@@ -228,3 +228,47 @@ def test_a_restore_that_fails_leaves_the_three_stores_as_they_were(install: Inst
     assert one == other
     keys = [sum(k["keys"] for k in m["redis"]["evidence"]["keys"]) for m in manifests]
     assert keys[0] == keys[1]
+
+
+def test_what_the_application_writes_into_a_restore_that_was_killed_and_is_taken_back_is_not_lost(install: Install) -> None:
+    site = install()
+    site.write_settings(BACKUP_FENCE="none")
+    site.application.start()
+    site.application.wait_for("postgres", 20, 0)
+    site.ops("backup")
+    # After every switch and before the restore counts as done: nobody is stopped meanwhile.
+    site.write_settings(BACKUP_FENCE="none", BACKUP_RESTORE_HOOK="sh -c 'kill -9 $PPID'")
+    site.ops("restore", "latest", "--force", code=-9)
+    killed_at = time.time()
+    for store in STORES:
+        site.application.wait_for(store, 20, killed_at)
+    recovered = site.ops("restore", "--recover").out
+    taken_back_at = time.time()
+    site.tell(recovered)
+    assert "because it was written to while it was served: table public.rag_questionhistory " in recovered
+    assert "Redis at" in recovered
+    assert "what was written to it since the switch is lost" in recovered
+    assert "points new" in recovered
+    ((aside, served),) = site.sql(
+        "SELECT datname, datallowconn FROM pg_database WHERE datname LIKE 'scholaria\\_after\\_%' OR datname LIKE 'scholaria\\_before\\_%'"
+    )
+    assert not served
+    for store in STORES:
+        site.application.wait_for(store, 20, taken_back_at)
+    site.application.stop()
+    with site.postgres.connect("postgres") as session:
+        session.execute(f'ALTER DATABASE "{aside}" WITH ALLOW_CONNECTIONS true'.encode())
+    query = b"SELECT question FROM rag_questionhistory WHERE session_id = 'app'"
+    with site.postgres.connect(str(aside)) as session:
+        kept = {int(number) for (number,) in session.execute(query).fetchall()}
+    now = {int(number) for (number,) in site.sql(query.decode())}
+    missing = set(site.application.acknowledged("postgres")) - now - kept
+    assert not missing, "whatever was acknowledged is in the one database or in the other"
+    assert kept - now, "and some of it only in the one that is set aside"
+    assert site.ops("restore", "--undo", "--force", code=2).err.count("no restore that can be undone") == 1
+    shown = site.ops("restore", "--discard-old", "--force").out
+    assert f"database {aside}, " in shown
+    assert site.sql("SELECT datname FROM pg_database WHERE datname LIKE 'scholaria\\_%'") == []
+    site.application.start()
+    site.application.wait_for("postgres", 20, time.time())
+    site.ops("restore", "--recover")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from scholaria_ops_tests.stores.qdrant_live_support import (
     served,
     taken,
 )
-from scholaria_ops_tests.stores.qdrant_support import drop_everything, fast_sandbox, snapshots_left
+from scholaria_ops_tests.stores.qdrant_support import MIXED_CONFIG, drop_everything, fast_sandbox, mixed, snapshots_left, upsert
 
 SET_ID = "20241001_020000"
 
@@ -145,13 +146,13 @@ def test_rolling_back_from_staged_leaves_nothing_and_may_be_repeated(
     notebook = FileNotebook(tmp_path / "notebook")
     store = QdrantLive(live.connection)
     plan = store.plan(source, ctx)
-    assert store.roll_back(notebook, ctx) == []
+    assert store.roll_back(notebook, ctx).lines == []
     store.stage(plan, source, notebook, ctx)
     assert kept_collections(notebook.read()) == {f"{ALIASED}__{RESTORE_ID}", f"{PLAIN}__{RESTORE_ID}", f"{PLAIN}__before_{RESTORE_ID}"}
-    lines = store.roll_back(notebook, ctx)
+    lines = store.roll_back(notebook, ctx).lines
     assert len(lines) == 3
     assert exactly(live.connection) == before
-    assert store.roll_back(notebook, ctx) == []
+    assert store.roll_back(notebook, ctx).lines == []
     assert exactly(live.connection) == before
     store.stage(store.plan(source, ctx), source, notebook, ctx)
     store.roll_back(notebook, ctx)
@@ -418,3 +419,50 @@ def test_what_is_served_is_never_left_out_of_a_backup(live: QdrantServer, tmp_pa
     facts = QdrantStore(live.connection, kept=lambda: {PLAIN}).preflight(ctx)
     assert PLAIN in facts.details["left out"]
     assert PLAIN not in facts.details["collections"]
+
+
+def test_rolling_back_says_what_is_lost_of_what_was_written_while_the_set_was_served(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    change(live.connection)
+    before = served(live.connection)
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    plan = store.plan(source, ctx)
+    store.stage(plan, source, notebook, ctx)
+    store.switch(plan, notebook, ctx)
+    change(live.connection, new=4, changed=3, gone=2)
+    back = store.roll_back(notebook, ctx)
+    for base in (ALIASED, PLAIN):
+        wanted = f"collection {base}__{RESTORE_ID}: what was written to it while it was served is lost: 4 points new, 3 changed, 2 deleted"
+        assert wanted in back.lines
+    assert back.kept == ()
+    now = served(live.connection)
+    assert [now.of(n) for n in (ALIAS, PLAIN)] == [before.of(n) for n in (ALIAS, PLAIN)]
+    assert store.discard(notebook, ctx) == []
+    assert served(live.connection) == now
+
+
+def test_a_collection_that_the_application_made_anew_during_the_switch_is_kept_until_it_is_discarded(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context
+) -> None:
+    before = served(live.connection)
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    plan = store.plan(source, ctx)
+    store.stage(plan, source, notebook, ctx)
+    store.switch(plan, notebook, ctx)
+    with Rest(live.connection) as rest:  # as after a kill between the deletion of the plain collection and the making of its alias
+        rest.post("/collections/aliases", {"actions": [{"delete_alias": {"alias_name": PLAIN}}]})
+        rest.put(at(PLAIN), MIXED_CONFIG)
+        upsert(rest, PLAIN, [mixed(random.Random(1), n) for n in range(5)])
+    beside = f"{PLAIN}__meanwhile_{RESTORE_ID}"
+    back = store.roll_back(notebook, ctx)
+    assert back.kept == (f"collection {beside}, 5 points",)
+    assert served(live.connection).of(PLAIN) == before.of(PLAIN)
+    assert beside in kept_collections(notebook.read()), "no backup takes it for the application's"
+    assert store.roll_back(notebook, ctx).kept == back.kept
+    assert store.discard(notebook, ctx) == [f"removed collection {beside}, 5 points"]
+    assert store.discard(notebook, ctx) == []
+    assert served(live.connection).of(PLAIN) == before.of(PLAIN)
+    assert store.roll_back(notebook, ctx).kept == ()

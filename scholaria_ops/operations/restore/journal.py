@@ -24,14 +24,26 @@ from scholaria_ops.stores.live import Fact
 
 #: ``begun`` … ``switching``: a crash here is taken back. ``switched``: every store serves the set and the hooks have passed; a
 #: crash from here on is carried to its end. ``undoing``: is carried on. ``discarding``: some of what was kept may be gone, so
-#: that nothing can be undone; the next discard goes on. The others are ends.
+#: that nothing can be undone; the next discard goes on. ``aside``: taken back, and what was written into the restored data
+#: while they were served is set aside; once that is discarded it is ``rolled_back``. The others are ends.
 Phase = Literal[
-    "begun", "staged", "switching", "switched", "done", "rolling_back", "rolled_back", "undoing", "undone", "discarding", "discarded"
+    "begun",
+    "staged",
+    "switching",
+    "switched",
+    "done",
+    "rolling_back",
+    "rolled_back",
+    "aside",
+    "undoing",
+    "undone",
+    "discarding",
+    "discarded",
 ]
 #: Phases in which something is left to do.
 OPEN: frozenset[Phase] = frozenset({"begun", "staged", "switching", "switched", "rolling_back", "undoing"})
 #: Phases in which something is kept that :mod:`undo` can remove, and in the first two use.
-KEEPING: frozenset[Phase] = frozenset({"done", "undone", "discarding"})
+KEEPING: frozenset[Phase] = frozenset({"done", "undone", "discarding", "aside"})
 
 
 class Journal(Model):
@@ -144,8 +156,8 @@ class Journals:
         return [j for j in reversed(self.all()) if j.phase in OPEN]
 
     def undoable(self) -> Journal | None:
-        """The newest restore, if it can still be undone."""
-        ended = [j for j in self.all() if j.phase in {*KEEPING, "discarded"}]
+        """The newest restore, if it can still be undone. One that was taken back has changed nothing."""
+        ended = [j for j in self.all() if j.phase in {"done", "undone", "discarding", "discarded"}]
         return ended[-1] if ended and ended[-1].phase == "done" else None
 
     def keeping(self) -> list[Journal]:

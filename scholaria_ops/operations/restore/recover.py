@@ -11,6 +11,7 @@ from scholaria_ops.operations.restore.journal import Journal, Journals
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.base import Context
+from scholaria_ops.stores.live import RolledBack
 
 
 class NotTakenBack(StoreError):
@@ -36,7 +37,7 @@ def recover(services: Services, live: LiveStores, ctx: Context) -> list[str]:
         else:
             lines += [
                 f"the restore {journal.id} of {journal.set_id} had been cut off; it is taken back",
-                *take_back(services, live, journals, journal, ctx),
+                *take_back(services, live, journals, journal, ctx).lines,
             ]
     return lines
 
@@ -47,9 +48,10 @@ def recover_now(services: Services, live: LiveStores) -> list[str]:
         return recover(services, live, ctx)
 
 
-def take_back(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
+def take_back(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> RolledBack:
     """Every store serves what it served before, and the writers run. All stores are tried, whatever one of them says."""
     lines: list[str] = []
+    kept: list[str] = []
     failures: list[str] = []
     try:
         journal = journals.write(journal.model_copy(update={"phase": "rolling_back"}))
@@ -57,7 +59,9 @@ def take_back(services: Services, live: LiveStores, journals: Journals, journal:
         failures.append(_told(exc))  # the phase that it has is taken back as well
     for name in reversed(journal.stores):
         try:
-            lines += live[name].store.roll_back(journals.notebook(journal.id, name), _own(ctx, name))
+            back = live[name].store.roll_back(journals.notebook(journal.id, name), _own(ctx, name))
+            lines += back.lines
+            kept += back.kept
         except Exception as exc:  # noqa: BLE001 - one store must not keep the others, nor the writers, from their service
             failures.append(f"{name}: {_told(exc)}")
     try:
@@ -68,9 +72,12 @@ def take_back(services: Services, live: LiveStores, journals: Journals, journal:
         failures.append(f"{exc.message} ({exc.hint})")
     if failures:
         raise NotTakenBack("; ".join(failures), hint="Mend the cause, then run `scholaria-ops restore --recover`.")
-    journals.write(journal.model_copy(update={"phase": "rolled_back", "ended_at": services.now()}))
+    if kept:
+        lines.append("`scholaria-ops restore --discard-old` removes what is set aside")
+    end = {"phase": "aside" if kept else "rolled_back", "kept": tuple(kept), "ended_at": services.now()}
+    journals.write(journal.model_copy(update=end))
     journals.forget_files(journal.id)
-    return lines
+    return RolledBack(lines, tuple(kept))
 
 
 def _told(exc: Exception) -> str:

@@ -288,21 +288,22 @@ def _taken_back(run: _Run, cause: BaseException) -> BaseException:
     # Whoever told us to stop wants it taken back; the token must not stop that too.
     ctx = replace(run.ctx, cancel=CancelToken())
     try:
-        lines = take_back(run.services, run.live, run.journals, run.journal, ctx)
+        back = take_back(run.services, run.live, run.journals, run.journal, ctx)
     except OpsError as second:
         return RestoreFailed(
             f"the restore of {run.plan.set_id} failed ({text}), and not everything could be taken back: {second.message}",
             hint="`scholaria-ops restore --recover` tries again; the old data are kept. " + (second.hint or ""),
             taken_back=False,
         )
-    for line in lines:
+    for line in back.lines:
         run.say(line)
     if not isinstance(cause, OpsError):
         return cause
     if isinstance(cause, Cancelled):
         return cause
     return RestoreFailed(
-        f"the restore of {run.plan.set_id} failed and was taken back; the live stores serve what they served before: {cause}",
+        f"the restore of {run.plan.set_id} failed and was taken back; the live stores serve what they served before: {cause}"
+        + "".join(f"; set aside: {line}" for line in back.kept),
         hint=cause.hint or "Mend the cause and make a new plan.",
         taken_back=True,
     )

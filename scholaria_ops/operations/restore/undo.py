@@ -110,7 +110,8 @@ def discard_holding_the_lock(services: Services, live: LiveStores, ctx: Context,
             continue
         lines: list[str] = []
         # First, so that a discard that was cut off is not followed by an undo of the stores alone that still can go back.
-        journals.write(journal.model_copy(update={"phase": "discarding"}))
+        if journal.phase != "aside":
+            journals.write(journal.model_copy(update={"phase": "discarding"}))
         for name in journal.stores:
             try:
                 lines += live[name].store.discard(journals.notebook(journal.id, name), ctx)
@@ -119,7 +120,8 @@ def discard_holding_the_lock(services: Services, live: LiveStores, ctx: Context,
                     journals.write(journal)
                 raise
         journals.forget_files(journal.id)
-        journals.write(journal.model_copy(update={"phase": "discarded", "kept": ()}))
+        end = "rolled_back" if journal.phase == "aside" else "discarded"
+        journals.write(journal.model_copy(update={"phase": end, "kept": ()}))
         services.audit("discard", journal.set_id, "done", restore=journal.id, removed=lines)
         found.append(Discarded(journal.id, tuple(lines)))
     return found

@@ -15,12 +15,15 @@ from typing import Any
 from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.errors import StoreError
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Effect, Notebook, Source, Staged, StorePlan, Switched
+from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, StorePlan, Switched
 
 
 @dataclass
 class StandIn:
-    """``fails`` maps a method to the error that it raises, after it did half of its work."""
+    """``fails`` maps a method to the error that it raises, after it did half of its work.
+
+    ``written`` among them raises nothing: somebody has written to what is taken back, which is set aside therefore.
+    """
 
     name: StoreName
     file: Path
@@ -77,12 +80,13 @@ class StandIn:
         notebook.write(switched=True)
         return Switched(lockout_s=0.01, seconds={"switch": 0.01}, kept=(f"{state['served']} of {self.name}",))
 
-    def roll_back(self, notebook: Notebook, ctx: Context) -> list[str]:
+    def roll_back(self, notebook: Notebook, ctx: Context) -> RolledBack:
         self._say("roll_back")
         self._maybe_fail("roll_back")
         state = self.state
-        self._put(served=state.get("kept", state["served"]))
-        return [f"{self.name} is back"]
+        aside = state.get("aside") or (state["served"] if "written" in self.fails and "kept" in state else None)
+        self._put(served=state.get("kept", state["served"]), aside=aside)
+        return RolledBack([f"{self.name} is back"], (f"{aside} of {self.name}",) if aside else ())
 
     def finish(self, notebook: Notebook, ctx: Context) -> list[str]:
         self._say("finish")

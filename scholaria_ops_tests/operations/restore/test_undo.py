@@ -9,7 +9,9 @@ import pytest
 
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES
 from scholaria_ops.errors import Refused, StoreError, UsageError
+from scholaria_ops.operations.restore.journal import Journals
 from scholaria_ops.operations.restore.recover import NotTakenBack, recover_now
+from scholaria_ops.operations.restore.saga import RestoreFailed
 from scholaria_ops.operations.restore.undo import discard, plan_undo, undo
 from scholaria_ops_tests.operations.restore.bench import BenchFactory, killed
 from scholaria_ops_tests.operations.restore.stand_in import unavailable
@@ -86,3 +88,62 @@ def test_killed_at_every_durable_step_of_an_undo_the_next_command_carries_it_on(
         discard(here.services, here.live)
     else:
         pytest.fail("the undo never came to its end")
+
+
+def test_what_was_written_to_a_restore_that_was_taken_back_is_kept_until_it_is_discarded(bench: BenchFactory, tmp_path: Path) -> None:
+    here = bench()
+    done = here.execute().journal
+    here.fails["postgres"] = {"written": unavailable("somebody wrote")}
+    here.fails["qdrant"] = {"switch late": unavailable("it broke")}
+    with pytest.raises(RestoreFailed, match=f"was taken back.*it broke.*; set aside: {here.set_id} of postgres"):
+        here.execute()
+    here.fails.clear()
+    aside = here.journals.all()[-1]
+    assert (aside.phase, aside.kept) == ("aside", (f"{here.set_id} of postgres",))
+    assert here.journals.unfinished() == []
+    assert discard(here.services, here.live, older_than=timedelta(days=7)) == []
+    assert plan_undo(here.services, here.live).restore_id == done.id, "what was taken back changed nothing"
+    first, second = discard(here.services, here.live)
+    assert (first.restore_id, second.restore_id) == (done.id, aside.id)
+    assert [(j.phase, j.kept) for j in here.journals.all()] == [("discarded", ()), ("rolled_back", ())]
+
+
+def test_a_discard_of_what_was_set_aside_leaves_an_older_restore_undoable(bench: BenchFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = bench()
+    done = here.execute().journal
+    here.fails["postgres"] = {"written": unavailable("somebody wrote"), "discard": unavailable("it is down")}
+    here.fails["qdrant"] = {"switch late": unavailable("it broke")}
+    with pytest.raises(RestoreFailed):
+        here.execute()
+    aside = here.journals.all()[-1]
+    monkeypatch.setattr(Journals, "keeping", lambda _: [aside])
+    with pytest.raises(StoreError, match="it is down"):
+        discard(here.services, here.live)
+    assert plan_undo(here.services, here.live).restore_id == done.id
+    here.fails.clear()
+    discard(here.services, here.live)
+    assert plan_undo(here.services, here.live).restore_id == done.id
+
+
+@pytest.mark.slow(6)
+def test_killed_at_every_durable_step_of_taking_back_what_was_written_stays_known(bench: BenchFactory, tmp_path: Path) -> None:
+    here = bench()
+    for write in range(1, 40):
+        for path in (*tmp_path.glob("*.live"), tmp_path / "log"):
+            path.unlink(missing_ok=True)
+        here.fails["redis"] = {"written": unavailable("somebody wrote")}
+        here.fails["qdrant"] = {"switch": KeyboardInterrupt()}  # type: ignore[dict-item]
+        here.fails["postgres"] = {"roll_back": unavailable("it is down")}
+        with pytest.raises(RestoreFailed, match="not everything could be taken back"):
+            here.execute()
+        here.fails["postgres"] = {}
+        ended = killed(here, write, lambda: recover_now(here.services, here.live))
+        recover_now(here.services, here.live)
+        assert here.journals.all()[-1].kept == (f"{here.set_id} of redis",), f"forgotten after a kill at write {write}"
+        (gone,) = discard(here.services, here.live)
+        assert gone.lines == tuple(f"removed what {n} had kept" for n in STORE_NAMES)
+        if ended == 0:
+            break
+    else:
+        pytest.fail("it never came to its end")
+    assert write > 2

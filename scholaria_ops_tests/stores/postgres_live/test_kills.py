@@ -96,7 +96,7 @@ def test_killed_around_every_note_of_stage_and_switch_and_taken_back(estate: Est
         killed = killed_in_child(lambda w=when, n=number, r=room: estate.carry_out(FileNotebook(r, hook=at(w, n))))  # type: ignore[misc]
         estate.store.roll_back(FileNotebook(room), estate.ctx)
         estate.require_as_before()
-        assert estate.store.roll_back(FileNotebook(room), estate.ctx) == []
+        assert estate.store.roll_back(FileNotebook(room), estate.ctx).lines == []
         if not killed:
             break
     assert number > 4, "stage notes names, roles, proof; switch notes names and the lock-out"
@@ -225,7 +225,7 @@ def test_killed_between_the_steps_of_loading(estate: Estate, tmp_path: Path, par
 
     assert killed_in_child(action)
     assert len(names(estate.server)) == 2
-    lines = estate.store.roll_back(FileNotebook(tmp_path), estate.ctx)
+    lines = estate.store.roll_back(FileNotebook(tmp_path), estate.ctx).lines
     assert any(line.startswith(f"database {NAME}_restore_") for line in lines)
     estate.require_as_before()
 

@@ -65,10 +65,10 @@ def test_f12_missing_roles_are_made_named_and_taken_back(
             assert [
                 d for d in different(made.evidence, evidence_now(store.connection, ctx)) if "by_mood" not in d and "not_filled" not in d
             ] == []
-            lines = store.roll_back(notebook, ctx)
+            lines = store.roll_back(notebook, ctx).lines
             assert len([line for line in lines if line.startswith("role ")]) == 3
             assert standing(target) == before
-        assert store.roll_back(notebook, ctx) == []
+        assert store.roll_back(notebook, ctx).lines == []
 
 
 def test_roles_that_are_there_keep_what_they_have_and_that_is_no_loss(
@@ -122,7 +122,7 @@ exec "$REAL" "$@"''',
         store.stage(plan, source_of(sealed), notebook, ctx)
     assert standing(home) == held
     assert different(before, evidence_now(live, ctx)) == []
-    assert store.roll_back(notebook, ctx) == []
+    assert store.roll_back(notebook, ctx).lines == []
     assert our_children() == []
 
 
@@ -218,7 +218,7 @@ def test_a_database_that_we_did_not_make_is_never_dropped_whatever_its_name(
     execute(home.connection, f"ALTER DATABASE {SIDE} RENAME TO stolen", f"CREATE DATABASE {SIDE}")
     with pytest.raises(Refused, match="nothing staged"):
         store.switch(plan, notebook, ctx)
-    assert store.roll_back(notebook, ctx)[0].startswith("database stolen, ")
+    assert store.roll_back(notebook, ctx).lines[0].startswith("database stolen, ")
     assert set(names(home)) == {NAME, BEFORE, SIDE}
     execute(home.connection, f"DROP DATABASE {SIDE}")
     restore(store, sealed, notebook, ctx)

@@ -166,7 +166,7 @@ def test_two_restores_do_not_meet(
     live.switch(first, notebook, context_factory())
     with pytest.raises(Refused, match="has been switched already"):
         live.stage(first, source_of(backup), notebook, context_factory())
-    assert live.roll_back(second, context_factory()) == []
+    assert live.roll_back(second, context_factory()).lines == []
     assert commands(server, ("GET", "counter"))[0] == b"42"
 
 

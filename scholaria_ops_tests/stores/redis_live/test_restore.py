@@ -160,10 +160,10 @@ def test_rolling_back_is_exact_and_repeatable(
     if switched:
         live.switch(plan, notebook, context_factory())
         assert content(server, range(8)) != before
-    lines = RedisLive(server.connection).roll_back(notebook, context_factory())
+    lines = RedisLive(server.connection).roll_back(notebook, context_factory()).lines
     assert any("put back to allkeys-lru" in line for line in lines)
     assert content(server) == before
-    assert live.roll_back(notebook, context_factory()) == []
+    assert live.roll_back(notebook, context_factory()).lines == []
     assert content(server) == before
 
 
@@ -176,9 +176,24 @@ def test_rolling_back_after_the_end_serves_what_was_served_before(
     live.stage(plan, source_of(backup), notebook, context_factory())
     live.switch(plan, notebook, context_factory())
     live.finish(notebook, context_factory())
-    assert live.roll_back(notebook, context_factory())
+    assert live.roll_back(notebook, context_factory()).lines
     assert content(server) == before
-    assert live.roll_back(notebook, context_factory()) == []
+    assert live.roll_back(notebook, context_factory()).lines == []
+
+
+def test_rolling_back_says_how_many_keys_are_lost_and_discarding_afterwards_touches_nothing(
+    server: RedisServer, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    before = content(server)
+    live = RedisLive(server.connection)
+    plan = live.plan(source_of(backup), context_factory())
+    live.stage(plan, source_of(backup), notebook, context_factory())
+    live.switch(plan, notebook, context_factory())
+    commands(server, ("SET", "new:1", 1), ("SET", "new:2", 1), ("SELECT", 3), ("SET", "new:3", 1))
+    lines = live.roll_back(notebook, context_factory()).lines
+    assert any("since the switch is lost: at least 3 new keys (2 in database 0, 1 in database 3)" in line for line in lines), lines
+    assert live.discard(notebook, context_factory()) == []
+    assert content(server) == before
 
 
 def test_later_writes_are_named(server: RedisServer, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory) -> None:

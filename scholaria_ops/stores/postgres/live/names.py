@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Container, Iterable
-from typing import Literal
+from typing import Any, Literal
+
+from scholaria_ops.stores.postgres.live.records import Record
 
 #: NAMEDATALEN - 1: the server cuts longer names silently, and two could become one.
 _MAX_BYTES = 63
@@ -32,6 +34,15 @@ def free_beside(dbname: str, word: Word, restore_id: str, taken: Container[str])
         candidate = beside(dbname, word, f"{restore_id}_{number}")
         number += 1
     return candidate
+
+
+def free_name(record: Record, taken: Container[str], which: Literal["before_name", "after_name"]) -> str:
+    """The recorded name, or another one if somebody has taken it meanwhile."""
+    name: str = getattr(record, which)
+    if name not in taken:
+        return name
+    word: Any = which.removesuffix("_name")
+    return free_beside(record.dbname, word, name.rpartition(f"_{word}_")[2], taken)
 
 
 def being_restored(dbname: str, existing: Iterable[str]) -> list[str]:

@@ -52,6 +52,9 @@ class Record(BaseModel):
     staged: StagedFacts | None = None
     #: A transaction id from right before the new database was served: rows of later ones were written since.
     mark: int | None = None
+    #: What was written into the new database while it was served, once it is known, and the restore was taken back: it is
+    #: under ``after_name`` then, and is not dropped.
+    set_aside: str = ""
     #: Seconds since the epoch of the last fence, and the lock-out that followed; None until it ended.
     fenced_at: float | None = None
     lockout_s: float | None = None

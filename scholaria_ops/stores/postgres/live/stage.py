@@ -77,8 +77,9 @@ class Stage:
         return _staged(record.staged)
 
     def _stage(self, session: Session) -> Staged:
-        if before := records.read(self.notebook):
-            take_back(session, self.connection, before, self.notebook)  # of a run that was killed
+        # What a run has left that was killed.
+        if (before := records.read(self.notebook)) and (back := take_back(session, self.connection, before, self.notebook)).kept:
+            raise Refused(f"this restore was taken back, and has left {back.kept[0]}", hint="Begin another restore.", store="postgres")
         _require_plan_holds(session, self.plan)
         evidence = self.source.evidence
         check_target(session, evidence, Programs(self.ctx.tools, self.ctx.cancel))

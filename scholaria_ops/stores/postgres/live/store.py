@@ -6,7 +6,7 @@ from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Effect, Notebook, Source, Staged, Switched
+from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, Switched
 from scholaria_ops.stores.postgres.live import records, undo
 from scholaria_ops.stores.postgres.live.plan import PostgresPlan, Restored, make_plan
 from scholaria_ops.stores.postgres.live.server import guarded, require_identity
@@ -19,7 +19,8 @@ class PostgresLive:
     """One database of a live server, exchanged whole.
 
     Three names play a part: ``<name>_restore_<id>`` while data are loaded, ``<name>_before_<id>`` for what was served
-    before, ``<name>_after_<id>`` for what an undo sets aside. What is not served takes no connections, not even a
+    before, ``<name>_after_<id>`` for what an undo sets aside, or a roll-back
+    where it was written to. What is not served takes no connections, not even a
     superuser's: nobody can write to it by mistake, and ``pg_dumpall`` passes it over. To look into it:
     ``ALTER DATABASE … WITH ALLOW_CONNECTIONS true``.
 
@@ -50,10 +51,10 @@ class PostgresLive:
     def switch(self, plan: PostgresPlan, notebook: Notebook, ctx: Context) -> Switched:
         return switch(self.connection, plan, notebook, ctx)
 
-    def roll_back(self, notebook: Notebook, ctx: Context) -> list[str]:
+    def roll_back(self, notebook: Notebook, ctx: Context) -> RolledBack:
         record = records.read(notebook)
         if record is None:
-            return []
+            return RolledBack()
         with guarded(self.connection) as session:
             require_identity(session, record.identity)
             return take_back(session, self.connection, record, notebook)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import Refused
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Notebook, Switched
 from scholaria_ops.stores.postgres.live import records
-from scholaria_ops.stores.postgres.live.names import free_beside
+from scholaria_ops.stores.postgres.live.names import free_name
 from scholaria_ops.stores.postgres.live.plan import PostgresPlan
 from scholaria_ops.stores.postgres.live.records import Record
 from scholaria_ops.stores.postgres.live.server import Database, databases, guarded, named, require_identity, size_for_people
@@ -32,7 +31,7 @@ def switch(connection: PostgresConnection, plan: PostgresPlan, notebook: Noteboo
             return resumed(session, record, old, notebook)
         _require_ready(session, record, existing, new)
         assert new is not None  # noqa: S101 - _require_ready refuses without it
-        aside = free_name(record, existing, "before_name")
+        aside = free_name(record, {d.name for d in existing.values()}, "before_name")
         (mark,) = session.one("SELECT pg_current_xact_id()::text::bigint")
         write_fence(notebook, before_name=aside, mark=mark)
         began = time.monotonic()
@@ -40,17 +39,6 @@ def switch(connection: PostgresConnection, plan: PostgresPlan, notebook: Noteboo
         lockout = lockout if old else 0.0  # nobody was served, so nobody was locked out
         notebook.write(lockout_s=lockout)
         return Switched(lockout_s=lockout, seconds={"switch": time.monotonic() - began}, kept=kept(session, old, aside))
-
-
-def free_name(record: Record, existing: dict[int, Database], which: str) -> str:
-    """The recorded name, or another one if somebody has taken it meanwhile."""
-    name: str = getattr(record, which)
-    taken = {d.name for d in existing.values()}
-    if name not in taken:
-        return name
-    word: Any = which.removesuffix("_name")
-    restore_id = name.rpartition(f"_{word}_")[2]
-    return free_beside(record.dbname, word, restore_id, taken)
 
 
 def write_fence(notebook: Notebook, **facts: str | int) -> None:

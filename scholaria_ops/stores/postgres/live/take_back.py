@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from scholaria_ops.connections import PostgresConnection
-from scholaria_ops.errors import Refused
-from scholaria_ops.stores.live import Notebook
+from scholaria_ops.errors import OpsError, Refused
+from scholaria_ops.stores.live import Notebook, RolledBack
+from scholaria_ops.stores.postgres.live.names import free_name
 from scholaria_ops.stores.postgres.live.records import Record
 from scholaria_ops.stores.postgres.live.server import Database, databases, drop, named, set_open, size_for_people
 from scholaria_ops.stores.postgres.live.swap import Swap, exchange
-from scholaria_ops.stores.postgres.session import Session
+from scholaria_ops.stores.postgres.live.writes import since_the_switch, unreadable
+from scholaria_ops.stores.postgres.session import Session, open_session
+
+_SHOWN = 20
 
 
 def new_database(record: Record, existing: dict[int, Database]) -> Database | None:
@@ -22,8 +26,8 @@ def old_database(record: Record, existing: dict[int, Database]) -> Database | No
     return existing.get(record.old_oid) if record.old_oid is not None else None
 
 
-def take_back(session: Session, connection: PostgresConnection, record: Record, notebook: Notebook) -> list[str]:
-    """Serve what was served before, remove what the restore made; returns a line per thing. Repeatable.
+def take_back(session: Session, connection: PostgresConnection, record: Record, notebook: Notebook) -> RolledBack:
+    """Serve what was served before, remove what the restore made; set it aside if it was written to while it was served. Repeatable.
 
     Raises:
         Refused: what was served before is gone, or its name is somebody else's now: nothing is touched then.
@@ -32,23 +36,55 @@ def take_back(session: Session, connection: PostgresConnection, record: Record, 
     new, old = new_database(record, existing), old_database(record, existing)
     _require_way_back(record, existing, new, old)
     done = []
-    if new and new.name == record.dbname and old:
-        exchange(session, connection, Swap(record.dbname, new, record.new_name, old, record.old_open))
-        done.append(f"database {record.dbname} is again what it was before; it had been called {old.name}")
-        new = Database(new.oid, record.new_name, False)
+    if new and new.name == record.dbname:
+        aside = free_name(record, {d.name for d in existing.values()}, "after_name")
+        notebook.write(after_name=aside)
+        exchange(session, connection, Swap(record.dbname, new, aside, old, record.old_open))
+        if old:
+            done.append(f"database {record.dbname} is again what it was before; it had been called {old.name}")
+        new = Database(new.oid, aside, False)
     elif old and old.name != record.dbname:
         exchange(session, connection, Swap(record.dbname, None, "", old, record.old_open))
         done.append(f"database {old.name} is called {record.dbname} again")
     elif old and old.open != record.old_open:
         set_open(session, old.name, to=record.old_open)
         done.append(f"database {old.name} {'takes' if record.old_open else 'refuses'} connections again")
+    written = (record.set_aside or _written(session, connection, record, new)) if new else ""
+    kept: tuple[str, ...] = ()
     if new:
         size = size_for_people(session, new)
-        drop(session, connection, new)
-        done.append(f"database {new.name}, {size}, removed")
+        if written:
+            kept = (f"database {new.name}, {size}, which was served and written to: {written}",)
+            if not record.set_aside:
+                done.append(f"database {new.name}, {size}, is set aside, because it was written to while it was served: {written}")
+        else:
+            drop(session, connection, new)
+            done.append(f"database {new.name}, {size}, removed")
     done += _drop_roles(session, record)
-    notebook.write(staged=None)
-    return done
+    notebook.write(staged=None, set_aside=written)
+    return RolledBack(done, kept)
+
+
+def _written(session: Session, connection: PostgresConnection, record: Record, new: Database) -> str:
+    """What was written into a database that had been served; empty if nothing was, or it never was served.
+
+    It was renamed when its sessions had ended, and is opened under a name that nobody else knows, for this look alone. What
+    cannot be read is taken to be written to.
+    """
+    if record.mark is None or new.name == record.new_name:
+        return ""
+    set_open(session, new.name, to=True)
+    try:
+        with open_session(connection.with_db(new.name)) as inside:
+            found = list(since_the_switch(inside, record))
+    except OpsError as exc:  # where the server itself is gone, closing the database says so
+        found = [unreadable("everything in it", exc)]
+    finally:
+        set_open(session, new.name, to=False)
+    shown = "; ".join(
+        " ".join(filter(None, (e.what, f"{e.count:,}" if e.count is not None else "", f"({e.detail})"))) for e in found[:_SHOWN]
+    )
+    return f"{shown}; and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else shown
 
 
 def _require_way_back(record: Record, existing: dict[int, Database], new: Database | None, old: Database | None) -> None:

@@ -9,10 +9,11 @@ from scholaria_ops.errors import Refused, StoreUnavailable
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Notebook, Switched
 from scholaria_ops.stores.postgres.live import records
+from scholaria_ops.stores.postgres.live.names import free_name
 from scholaria_ops.stores.postgres.live.records import Record
 from scholaria_ops.stores.postgres.live.server import Database, databases, drop, guarded, named, require_identity, size_for_people
 from scholaria_ops.stores.postgres.live.swap import Swap, exchange
-from scholaria_ops.stores.postgres.live.switch import free_name, kept, write_fence
+from scholaria_ops.stores.postgres.live.switch import kept, write_fence
 from scholaria_ops.stores.postgres.live.take_back import new_database, old_database
 from scholaria_ops.stores.postgres.live.writes import since_the_switch, unreadable
 from scholaria_ops.stores.postgres.session import Session, open_session
@@ -29,7 +30,7 @@ def undo(connection: PostgresConnection, notebook: Notebook, ctx: Context) -> Sw
         if _undone(record, existing, old):
             return Switched(lockout_s=0.0, seconds={}, kept=kept(session, new, new.name if new else ""))
         _require_kept(session, record, existing, (new, old))
-        aside = free_name(record, existing, "after_name")
+        aside = free_name(record, {d.name for d in existing.values()}, "after_name")
         write_fence(notebook, after_name=aside)
         began = time.monotonic()
         lockout = exchange(session, connection, Swap(record.dbname, new, aside, old, record.old_open))

@@ -6,9 +6,9 @@ import time
 from dataclasses import replace
 
 from scholaria_ops.connections import QdrantConnection
-from scholaria_ops.errors import Refused
+from scholaria_ops.errors import Refused, StoreError, StoreUnavailable
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Notebook, Switched
+from scholaria_ops.stores.live import Notebook, RolledBack, Switched
 from scholaria_ops.stores.qdrant.live import facts
 from scholaria_ops.stores.qdrant.live.aliases import repoint
 from scholaria_ops.stores.qdrant.live.copies import (
@@ -22,7 +22,7 @@ from scholaria_ops.stores.qdrant.live.copies import (
 )
 from scholaria_ops.stores.qdrant.live.damage import counted
 from scholaria_ops.stores.qdrant.live.facts import Begun, Placed
-from scholaria_ops.stores.qdrant.live.marks import marks_file, note, readable, save
+from scholaria_ops.stores.qdrant.live.marks import change, load, marks_file, note, readable, save
 from scholaria_ops.stores.qdrant.live.switch import require_points, switched
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of, exact_count
 from scholaria_ops.stores.qdrant.rest import Rest
@@ -33,14 +33,15 @@ _TIMEOUT_S = 3600.0
 # -- roll back ---------------------------------------------------------------------------------------------------------
 
 
-def roll_back(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> list[str]:
+def roll_back(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> RolledBack:
     """See :meth:`scholaria_ops.stores.live.LiveStore.roll_back`."""
     begun = facts.read(notebook.read())
     if not begun.placed:
-        return []
+        return RolledBack()
     if begun.state == "discarded":
         raise Refused("what was kept for going back has been removed", hint="Restore a backup set instead.", store="qdrant")
     first = begun.state not in {"rolling_back", "rolled_back"}
+    served = begun.state in {"switching", "after", "rolling_back"}
     with Rest(connection, cancel=ctx.cancel) as rest:
         wait_for_stragglers(rest, {*(name for name in begun.made if not begun.finished(name)), *begun.pouring}, ctx)
         lines: list[str] = []
@@ -49,11 +50,13 @@ def roll_back(connection: QdrantConnection, notebook: Notebook, ctx: Context) ->
         gone = _deleted(begun, live, aliases) if first else [one for one in begun.placed if one.item.plain in begun.deleting]
         begun = facts.write(notebook, begun, state="rolling_back", deleting=tuple(one.item.plain for one in gone))
         for one in gone:
-            lines.extend(_set_aside(rest, one, live, notebook, ctx))
+            begun = _set_aside(rest, begun, one, live, notebook, ctx, lines)
         lines.extend(repoint(rest, _aliases_wanted(begun, gone, aliases)))
         for one in begun.placed:
             if one.item.plain in begun.pouring:
                 lines.append(_poured_back(rest, one, ctx)[0])
+        for one in begun.placed if served else ():
+            lines.extend(_lost(rest, begun, one, notebook))
         needed = {one.way_back for one in gone}
         for name in begun.made:
             if name not in needed:
@@ -62,8 +65,28 @@ def roll_back(connection: QdrantConnection, notebook: Notebook, ctx: Context) ->
         for one in begun.placed:
             if one.item.plain in begun.pouring:
                 sweep_uploads(rest, one.item.plain)
+        kept = tuple(f"collection {name}, {exact_count(rest, name):,} points" for name in present(rest, begun.meanwhile))
     facts.write(notebook, begun, state="rolled_back", made=tuple(name for name in begun.made if name in needed), pouring=())
-    return lines
+    return RolledBack(lines, kept)
+
+
+def _lost(rest: Rest, begun: Begun, one: Placed, notebook: Notebook) -> list[str]:
+    """What was written into a restored collection while it was served, and goes with it."""
+    mark = begun.marks.get(one.side)
+    if one.item.case == "in_place" or mark is None or not present(rest, [one.side]):
+        return []
+    try:
+        found = change(load(notebook.directory / mark.file, mark), note(rest, one.side, payloads=mark.payloads, vectors=mark.vectors))
+    except StoreUnavailable:
+        raise
+    except (Refused, StoreError) as exc:  # no reason to leave the old data out of service
+        return [f"collection {one.side}: what was written to it while it was served is lost and cannot be counted: {exc.message}"]
+    if not (found.new or found.changed or found.gone):
+        return []
+    return [
+        f"collection {one.side}: what was written to it while it was served is lost: "
+        f"{found.new:,} points new, {found.changed:,} changed, {found.gone:,} deleted"
+    ]
 
 
 def _deleted(begun: Begun, live: set[str], aliases: dict[str, str]) -> list[Placed]:
@@ -75,25 +98,25 @@ def _deleted(begun: Begun, live: set[str], aliases: dict[str, str]) -> list[Plac
     ]
 
 
-def _set_aside(rest: Rest, one: Placed, live: set[str], notebook: Notebook, ctx: Context) -> list[str]:
+def _set_aside(rest: Rest, begun: Begun, one: Placed, live: set[str], notebook: Notebook, ctx: Context, lines: list[str]) -> Begun:
     """Free the name of a deleted collection that the application has made anew meanwhile; what it wrote there is kept beside."""
     name = one.item.plain
     if name not in live:
-        return []
+        return begun
     if one.way_back not in live:
         raise Refused(
             f"collection {name} on {rest.where} is not touched: the copy of it, {one.way_back}, is gone",
             hint="Look at what the collection holds.",
             store="qdrant",
         )
-    lines = []
     if exact_count(rest, name):
         beside = f"{one.item.base}__meanwhile_{notebook.restore_id}"
+        begun = facts.write(notebook, begun, meanwhile=tuple(dict.fromkeys((*begun.meanwhile, beside))))
         if not present(rest, [beside]):
             points = copy(rest, name, beside, ctx, timeout_s=_TIMEOUT_S)
             lines.append(f"collection {name} had been made anew meanwhile: its {points:,} points are kept as {beside}")
     lines.append(remove_collection(rest, name))
-    return lines
+    return begun
 
 
 def _aliases_wanted(begun: Begun, gone: list[Placed], now: dict[str, str]) -> dict[str, str | None]:
@@ -238,18 +261,18 @@ def _exchange(rest: Rest, begun: Begun, one: Placed, notebook: Notebook, ctx: Co
 def discard(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> list[str]:
     """See :meth:`scholaria_ops.stores.live.LiveStore.discard`."""
     begun = facts.read(notebook.read())
-    if begun.state in {"", "rolled_back", "discarded"}:
+    if begun.state in {"", "discarded"} or (begun.state == "rolled_back" and not begun.meanwhile):
         return []
-    facts.require(begun, {"after", "before"}, "discarding")
+    facts.require(begun, {"after", "before", "rolled_back"}, "discarding")
     lines = []
     with Rest(connection, cancel=ctx.cancel) as rest:
         led = aliases_of(rest)
-        for name in present(rest, [*begun.kept, *begun.spare]):
+        for name in present(rest, [*begun.kept, *begun.spare, *begun.meanwhile]):
             leading = sorted(alias for alias, target in led.items() if target == name)
             if leading:
                 lines.append(f"collection {name} is not removed: alias {', '.join(leading)} leads to it")
                 continue
             line = remove_collection(rest, name, damaged=name in begun.damaged)
             lines += [line] if line else []
-    facts.write(notebook, begun, state="discarded")
+    facts.write(notebook, begun, state="rolled_back" if begun.state == "rolled_back" else "discarded", meanwhile=())
     return lines

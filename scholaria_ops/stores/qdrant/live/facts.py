@@ -74,6 +74,8 @@ class Begun(Model):
     damaged: tuple[str, ...] = ()
     #: What is kept for going back → its points.
     shelf: Mapping[str, int] = {}
+    #: Collections that the application had made anew under a deleted one's name, copied aside when the restore was taken back.
+    meanwhile: tuple[str, ...] = ()
     lockout_s: float = 0.0
     seconds: Mapping[str, float] = {}
     warnings: tuple[str, ...] = ()
@@ -172,4 +174,4 @@ def kept_collections(facts: Mapping[str, Fact]) -> frozenset[str]:
     if begun.state in {"staging", "staged"}:
         beside = {name for one in begun.placed for name in one.names if one.item.case != "absent"}
         return frozenset(beside & set(begun.made))
-    return frozenset((*begun.kept, *begun.spare))
+    return frozenset((*begun.kept, *begun.spare, *begun.meanwhile))

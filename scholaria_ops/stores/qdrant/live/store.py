@@ -8,7 +8,7 @@ from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.catalogue.evidence.qdrant import QdrantEvidence
 from scholaria_ops.connections import QdrantConnection
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Effect, Notebook, Source, Staged, Switched
+from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, Switched
 from scholaria_ops.stores.qdrant.live import back
 from scholaria_ops.stores.qdrant.live.later import later_writes
 from scholaria_ops.stores.qdrant.live.marks import MAX_FLOATS
@@ -53,7 +53,7 @@ class QdrantLive:
     def switch(self, plan: QdrantPlan, notebook: Notebook, ctx: Context) -> Switched:
         return switch(self.connection, plan, notebook, ctx, timeout_s=self._timeout_s)
 
-    def roll_back(self, notebook: Notebook, ctx: Context) -> list[str]:
+    def roll_back(self, notebook: Notebook, ctx: Context) -> RolledBack:
         return back.roll_back(self.connection, notebook, ctx)
 
     def finish(self, notebook: Notebook, ctx: Context) -> list[str]:

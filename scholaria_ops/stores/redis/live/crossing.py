@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from scholaria_ops.errors import Refused, StoreError
+from scholaria_ops.errors import OpsError, Refused, StoreError
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Objection, Switched
 from scholaria_ops.stores.redis.info import ServerInfo, look
@@ -132,8 +132,10 @@ def take_back(link: Link, journal: Journal, ctx: Context) -> list[str]:
             _refuse_unmarked(wire, crossing)
         else:
             if marker.switched:
+                served = look(wire, config=False).keyspace
                 _swap_back(wire, crossing, journal.get_code(crossing.functions_before))
                 lines.append(f"Redis at {wire.where}: database(s) {_list(crossing.spares)} serve again what they served before")
+                lines.append(_lost(wire, crossing, served, journal))
             held = look(wire, config=False).keyspace
             staged = sum(held.get(db, 0) for db in crossing.spares.values())
             empty(wire, crossing.spares.values(), crossing.ledger)
@@ -147,6 +149,20 @@ def take_back(link: Link, journal: Journal, ctx: Context) -> list[str]:
     journal.close()
     journal.tidy()
     return lines
+
+
+def _lost(wire: Wire, crossing: Crossing, served: Mapping[int, int], journal: Journal) -> str:
+    """What goes with the set's data: writes since the switch. Only keys can be counted in a moment, and some have expired."""
+    try:
+        staged = journal.get_evidence(crossing.expected).per_database()
+    except OpsError:  # no reason to stop here: the databases have just gone back
+        return f"Redis at {wire.where}: what was written to it since the switch is lost and cannot be counted"
+    more = {db: served.get(db, 0) - staged.get(db, 0) for db in crossing.spares if served.get(db, 0) > staged.get(db, 0)}
+    text = f"Redis at {wire.where}: what was written to it since the switch is lost"
+    if not more:
+        return f"{text}; it had no more keys than were staged (how many were changed cannot be told)"
+    where = ", ".join(f"{n:,} in database {db}" for db, n in more.items())
+    return f"{text}: at least {sum(more.values()):,} new keys ({where}), and whatever was changed"
 
 
 def _swap_back(wire: Wire, crossing: Crossing, code: list[bytes]) -> None:

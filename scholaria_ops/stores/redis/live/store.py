@@ -12,7 +12,7 @@ from scholaria_ops.connections import RedisConnection
 from scholaria_ops.errors import OpsError, Refused, StoreError, VerificationFailed
 from scholaria_ops.profiles.scholaria import KeyAction
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Effect, Notebook, Source, Staged, Switched
+from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, Switched
 from scholaria_ops.stores.redis.info import look
 from scholaria_ops.stores.redis.live import crossing as crossings
 from scholaria_ops.stores.redis.live.budget import server_needs
@@ -157,7 +157,7 @@ class RedisLive:
             crossings.planned(wire, plan.identity)
         return crossings.switch(self._link, crossing, journal, ctx)
 
-    def roll_back(self, notebook: Notebook, ctx: Context) -> list[str]:
+    def roll_back(self, notebook: Notebook, ctx: Context) -> RolledBack:
         journal = Journal(notebook)
         lines: list[str] = []
         crossing = journal.crossing
@@ -168,7 +168,7 @@ class RedisLive:
         if journal.crossing is not None or journal.served == "after":
             self.undo(notebook, ctx)
             lines.append(f"Redis at {self._link.where} serves again what it served before, from what was kept")
-        return lines
+        return RolledBack(lines)
 
     def finish(self, notebook: Notebook, ctx: Context) -> list[str]:
         journal = Journal(notebook)
