@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
 
 from scholaria_ops.errors import Cancelled
 
@@ -62,3 +66,37 @@ class CancelToken:
             with self._lock:
                 if callback in self._callbacks:
                     self._callbacks.remove(callback)
+
+
+@dataclass
+class Deferred:
+    """What becomes of signals inside :func:`uninterrupted`."""
+
+    #: Said on standard error when one comes.
+    text: str
+    #: Whether one came.
+    asked: bool = False
+
+
+@contextlib.contextmanager
+def uninterrupted(text: str) -> Iterator[Deferred]:
+    """Have Ctrl-C and SIGTERM say ``text`` instead of ending what is done inside the block, which is worse half done than late.
+
+    Signals interrupt the main thread only: in another one this does nothing. SIGKILL and SIGQUIT end it all the same.
+    """
+    deferred = Deferred(text)
+
+    def told(_signum: int, _frame: FrameType | None) -> None:
+        deferred.asked = True
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{deferred.text}\n".encode())  # the main thread may hold the lock of whatever prints more nicely
+
+    if threading.current_thread() is not threading.main_thread():
+        yield deferred
+        return
+    before = {number: signal.signal(number, told) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield deferred
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -188,6 +188,13 @@ class LiveStore(Protocol[E, P]):
             Refused: what was kept is gone, so that :meth:`undo` would refuse.
         """
 
+    def check_undo(self, notebook: Notebook, ctx: Context) -> None:
+        """Whether :meth:`undo` can be carried out, as far as that can be told beforehand: what was kept, and room for it. Changes nothing.
+
+        Raises:
+            Refused: it cannot. The other stores must not go back then either.
+        """
+
     def undo(self, notebook: Notebook, ctx: Context) -> Switched:
         """Serve again what was served before the switch; keep what is served now aside. Resumable after a kill.
 

@@ -466,3 +466,22 @@ def test_a_collection_that_the_application_made_anew_during_the_switch_is_kept_u
     assert store.discard(notebook, ctx) == []
     assert served(live.connection).of(PLAIN) == before.of(PLAIN)
     assert store.roll_back(notebook, ctx).kept == ()
+
+
+def test_an_undo_that_would_be_refused_is_known_beforehand(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(live.connection)
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = restore(live, source, notebook, ctx, in_place=True)
+    store.check_undo(notebook, ctx)
+    now = exactly(live.connection)
+    with monkeypatch.context() as patch:
+        patch.setattr("scholaria_ops.stores.qdrant.live.plan._most_free_memory", lambda _: 1000)
+        with pytest.raises(Refused, match=r"memory of the Qdrant server: .* bytes needed, 1,000 free"):
+            store.check_undo(notebook, ctx)
+    with Rest(live.connection) as rest:
+        rest.post(at(ALIASED, "points", "delete"), {"points": [1]}, wait="true")
+    with pytest.raises(Refused, match="was kept with 205 points and has 204 now"):
+        store.check_undo(notebook, ctx)
+    assert exactly(live.connection).aliases == now.aliases

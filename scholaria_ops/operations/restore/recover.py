@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
+from scholaria_ops.cancel import CancelToken, uninterrupted
 from scholaria_ops.catalogue.evidence.base import StoreName
-from scholaria_ops.errors import OpsError, StoreError
+from scholaria_ops.errors import Cancelled, OpsError, StoreError
 from scholaria_ops.operations.restore.fence import FenceFailed, fence_of
 from scholaria_ops.operations.restore.journal import Journal, Journals
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import RolledBack
+
+#: What is said to whoever presses Ctrl-C while stores go back.
+FINISHED = "the stores are going back to one time: this is brought to its end first"
 
 
 class NotTakenBack(StoreError):
@@ -33,6 +38,7 @@ def recover(services: Services, live: LiveStores, ctx: Context) -> list[str]:
         if journal.phase == "switched":
             lines += _carry_to_its_end(services, live, journals, journal, ctx)
         elif journal.phase == "undoing":
+            ctx.cancel.check()
             lines += carry_on_undoing(services, live, journals, journal, ctx)
         else:
             lines += [
@@ -122,9 +128,18 @@ def _carry_to_its_end(services: Services, live: LiveStores, journals: Journals, 
 def carry_on_undoing(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
     """Bring the stores that have not gone back yet to where they were before the restore, and start the writers.
 
+    Whoever tells us to stop is told that it goes on: half of the stores in one time and half in another helps nobody.
+
     Raises:
         NotTakenBack: a store could not go back; the others have, and the journal stays open.
     """
+    with uninterrupted(FINISHED), contextlib.ExitStack() as stack:
+        with contextlib.suppress(Cancelled):  # told already
+            stack.enter_context(ctx.cancel.on_cancel(lambda: services.progress.say(FINISHED)))
+        return _all_undone(services, live, journals, journal, replace(ctx, cancel=CancelToken()))
+
+
+def _all_undone(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
     lines: list[str] = []
     failures: list[str] = []
     for name in reversed(journal.stores):

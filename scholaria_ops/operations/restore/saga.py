@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from scholaria_ops.cancel import CancelToken
+from scholaria_ops.cancel import CancelToken, uninterrupted
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
 from scholaria_ops.catalogue.layout import SUMS
 from scholaria_ops.catalogue.records import whoami
@@ -34,7 +34,7 @@ from scholaria_ops.operations.restore.plan import (
     source_of,
     typed_plans,
 )
-from scholaria_ops.operations.restore.recover import recover, take_back
+from scholaria_ops.operations.restore.recover import FINISHED, recover, take_back
 from scholaria_ops.operations.restore.tasks import waiting
 from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.base import Context
@@ -288,7 +288,8 @@ def _taken_back(run: _Run, cause: BaseException) -> BaseException:
     # Whoever told us to stop wants it taken back; the token must not stop that too.
     ctx = replace(run.ctx, cancel=CancelToken())
     try:
-        back = take_back(run.services, run.live, run.journals, run.journal, ctx)
+        with uninterrupted(FINISHED):
+            back = take_back(run.services, run.live, run.journals, run.journal, ctx)
     except OpsError as second:
         return RestoreFailed(
             f"the restore of {run.plan.set_id} failed ({text}), and not everything could be taken back: {second.message}",

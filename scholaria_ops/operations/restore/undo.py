@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from scholaria_ops.cancel import CancelToken, Deferred, uninterrupted
 from scholaria_ops.catalogue.evidence.base import Model, StoreName
-from scholaria_ops.errors import Refused, UsageError
-from scholaria_ops.operations.restore.fence import fence_of
+from scholaria_ops.errors import Cancelled, Refused, UsageError
+from scholaria_ops.operations.restore.fence import Fence, fence_of
 from scholaria_ops.operations.restore.journal import Journal, Journals
 from scholaria_ops.operations.restore.live import LiveStores
-from scholaria_ops.operations.restore.recover import carry_on_undoing, recover
+from scholaria_ops.operations.restore.recover import FINISHED, carry_on_undoing, recover
 from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect
@@ -46,12 +47,13 @@ def plan_undo(services: Services, live: LiveStores) -> UndoPlan:
 
     Raises:
         UsageError: there is no restore that can be undone.
-        Refused: a store has lost what was kept, so that the others must not go back either.
+        Refused: a store has lost what was kept or has no room for it, so that the others must not go back either.
     """
     journal = _undoable(services)
     journals = Journals(services.catalogue.layout)
     with services.context("undo-plan") as ctx:
         effects = {name: live[name].store.later_writes(journals.notebook(journal.id, name), ctx) for name in journal.stores}
+        _require_undoable(live, journals, journal, ctx)
     return UndoPlan(
         restore_id=journal.id,
         set_id=journal.set_id,
@@ -66,8 +68,9 @@ def undo(services: Services, live: LiveStores, plan: UndoPlan) -> list[str]:
     """Carry out an undo that was shown and agreed to; returns lines for people.
 
     Raises:
-        Refused: another restore came in between.
-        NotTakenBack: a store could not go back; the message says which.
+        Refused: another restore came in between, or a store cannot go back; nothing was touched.
+        NotTakenBack: a store could not go back after all; the message says which.
+        Cancelled: told to stop before the first store had begun to go back; nothing was touched. Later nobody is listened to.
     """
     fence = fence_of(services.settings)
     with (
@@ -80,14 +83,33 @@ def undo(services: Services, live: LiveStores, plan: UndoPlan) -> list[str]:
         if journal.id != plan.restore_id:
             raise Refused(f"the newest restore is {journal.id} by now, not {plan.restore_id}", hint="Look at the plan again.")
         journals = Journals(services.catalogue.layout)
-        # From here on a crash is carried on: half of the stores in one time and half in another helps nobody.
-        journal = journals.write(journal.model_copy(update={"phase": "undoing", "fenced": fence.configured, "kept": ()}))
-        try:
-            fence.stop(services.cancel)
-        except BaseException:
-            journals.write(journal.model_copy(update={"phase": "done", "fenced": False, "kept": plan.kept}))
-            raise
-        return lines + carry_on_undoing(services, live, journals, journal, ctx)
+        _require_undoable(live, journals, journal, ctx)
+        with uninterrupted("the writers are started again first") as told:
+            # From here on a crash is carried on: half of the stores in one time and half in another helps nobody.
+            undoing = journals.write(journal.model_copy(update={"phase": "undoing", "fenced": fence.configured, "kept": ()}))
+            try:
+                _stop_writers(fence, services.cancel, told)
+            except BaseException:
+                journals.write(journal)
+                raise
+            told.text = FINISHED
+            return lines + carry_on_undoing(services, live, journals, undoing, ctx)
+
+
+def _stop_writers(fence: Fence, cancel: CancelToken, told: Deferred) -> None:
+    """Stop the writers; where somebody says stop to us meanwhile, start them again."""
+    fence.stop(cancel)
+    if told.asked or cancel.cancelled:
+        fence.start()
+        raise Cancelled("stopped before any store had gone back")
+
+
+def _require_undoable(live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> None:
+    """Raise Refused unless every store can go back. Each has a scratch directory of its own."""
+    for name in journal.stores:
+        scratch = ctx.scratch / f"{name}-check"
+        scratch.mkdir(mode=0o700)
+        live[name].store.check_undo(journals.notebook(journal.id, name), replace(ctx, scratch=scratch))
 
 
 def discard(services: Services, live: LiveStores, *, older_than: timedelta | None = None) -> list[Discarded]:

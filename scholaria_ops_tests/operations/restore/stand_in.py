@@ -96,6 +96,9 @@ class StandIn:
     def later_writes(self, notebook: Notebook, ctx: Context) -> tuple[Effect, ...]:
         return ()
 
+    def check_undo(self, notebook: Notebook, ctx: Context) -> None:
+        self._maybe_fail("check_undo")
+
     def undo(self, notebook: Notebook, ctx: Context) -> Switched:
         self._say("undo")
         notebook.write(undoing=True)

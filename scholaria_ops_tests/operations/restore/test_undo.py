@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES
-from scholaria_ops.errors import Refused, StoreError, UsageError
+from scholaria_ops.errors import Cancelled, Refused, StoreError, UsageError
 from scholaria_ops.operations.restore.journal import Journals
 from scholaria_ops.operations.restore.recover import NotTakenBack, recover_now
 from scholaria_ops.operations.restore.saga import RestoreFailed
 from scholaria_ops.operations.restore.undo import discard, plan_undo, undo
+from scholaria_ops.stores.base import Context
+from scholaria_ops.stores.live import Notebook, Switched
 from scholaria_ops_tests.operations.restore.bench import BenchFactory, killed
-from scholaria_ops_tests.operations.restore.stand_in import unavailable
+from scholaria_ops_tests.operations.restore.stand_in import StandIn, unavailable
 
 
 def test_undo_goes_back_in_every_store_and_discard_ends_that(bench: BenchFactory) -> None:
@@ -147,3 +150,71 @@ def test_killed_at_every_durable_step_of_taking_back_what_was_written_stays_know
     else:
         pytest.fail("it never came to its end")
     assert write > 2
+
+
+def test_an_undo_that_one_store_would_refuse_touches_none(bench: BenchFactory) -> None:
+    here = bench()
+    here.execute()
+    plan = plan_undo(here.services, here.live)
+    here.fails["postgres"] = {"check_undo": Refused("both copies do not fit", hint="Raise maxmemory.")}
+    with pytest.raises(Refused, match="both copies do not fit"):
+        plan_undo(here.services, here.live)
+    stop_was_seen = here.root / "writers"
+    stop_was_seen.write_text("untouched\n")
+    with pytest.raises(Refused, match="both copies do not fit"):
+        undo(here.services, here.live, plan)
+    assert here.served == [here.set_id] * 3
+    assert here.writers == "untouched"
+    assert not [step for step in here.steps if step.endswith(" undo")]
+    here.fails.clear()
+    undo(here.services, here.live, plan_undo(here.services, here.live))
+    assert here.served == ["old"] * 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_stores_go_back_does_not_stop_the_rest_and_is_answered(
+    bench: BenchFactory, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    here = bench()
+    here.execute()
+    plan = plan_undo(here.services, here.live)
+    real = StandIn.undo
+
+    def signalled(store: StandIn, notebook: Notebook, ctx: Context) -> Switched:
+        signal.raise_signal(number)
+        return real(store, notebook, ctx)
+
+    monkeypatch.setattr(StandIn, "undo", signalled)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    lines = undo(here.services, here.live, plan)
+    assert len(lines) == 3
+    assert (here.served, here.writers) == (["old"] * 3, "running")
+    assert "this is brought to its end first" in capfd.readouterr().err
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_a_run_that_is_cancelled_while_stores_go_back_brings_all_of_them_back(bench: BenchFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = bench()
+    here.execute()
+    plan = plan_undo(here.services, here.live)
+    real = StandIn.undo
+
+    def cancelled(store: StandIn, notebook: Notebook, ctx: Context) -> Switched:
+        ctx.cancel.check()
+        here.services.cancel.cancel("somebody pressed Terminate")
+        return real(store, notebook, ctx)
+
+    monkeypatch.setattr(StandIn, "undo", cancelled)
+    assert len(undo(here.services, here.live, plan)) == 3
+    assert (here.served, here.writers) == (["old"] * 3, "running")
+
+
+def test_a_signal_before_the_first_store_goes_back_ends_the_undo_and_starts_the_writers(bench: BenchFactory, tmp_path: Path) -> None:
+    here = bench(stop=f"echo stopped > {{}}; test ! -e {tmp_path}/armed || kill -INT $PPID")
+    here.execute()
+    plan = plan_undo(here.services, here.live)
+    (tmp_path / "armed").touch()
+    with pytest.raises(Cancelled, match="before any store had gone back"):
+        undo(here.services, here.live, plan)
+    assert (here.served, here.writers) == ([here.set_id] * 3, "running")
+    assert plan_undo(here.services, here.live).kept == plan.kept

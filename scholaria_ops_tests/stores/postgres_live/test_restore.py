@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scholaria_ops.connections import PostgresConnection
+from scholaria_ops.errors import Refused
 from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.stores.postgres.live import PostgresLive, mark_of
 from scholaria_ops.stores.postgres.live.names import beside
@@ -247,3 +248,23 @@ def test_a_database_that_was_a_template_is_restored_undone_and_discarded(
     finally:
         for name in names(home):
             execute(home.connection, f"ALTER DATABASE {quoted(name)} IS_TEMPLATE false")
+
+
+def test_an_undo_that_would_be_refused_is_known_beforehand(
+    live: PostgresConnection, sealed: MadeSet, home: PostgresServer, tmp_path: Path, context_factory: ContextFactory
+) -> None:
+    ctx, notebook, store = context_factory(), FileNotebook(tmp_path), PostgresLive(live)
+    restore(store, sealed, notebook, ctx)
+    store.check_undo(notebook, ctx)
+    held = names(home)
+    execute(live, "BEGIN", "INSERT INTO loose VALUES (1)", "PREPARE TRANSACTION 'in the way'")
+    with pytest.raises(Refused, match="has prepared transactions"):
+        store.check_undo(notebook, ctx)
+    execute(live, "ROLLBACK PREPARED 'in the way'")
+    execute(home.connection, f"ALTER DATABASE {BEFORE} RENAME TO elsewhere")
+    with pytest.raises(Refused, match="is called elsewhere now"):
+        store.check_undo(notebook, ctx)
+    execute(home.connection, f"ALTER DATABASE elsewhere RENAME TO {BEFORE}")
+    assert names(home) == held
+    store.undo(notebook, ctx)
+    store.check_undo(notebook, ctx)

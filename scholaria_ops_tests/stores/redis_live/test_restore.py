@@ -253,3 +253,24 @@ def test_databases_that_came_into_use_after_the_plan_are_emptied_and_kept_too(
     live.finish(notebook, context_factory())
     live.undo(notebook, context_factory())
     assert commands(server, ("SELECT", 9), ("GET", "new:here"))[1] == b"1"
+
+
+def test_an_undo_without_room_is_refused_before_it_begins(
+    server: RedisServer, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    live = RedisLive(server.connection)
+    plan = live.plan(source_of(backup), context_factory())
+    live.stage(plan, source_of(backup), notebook, context_factory())
+    live.switch(plan, notebook, context_factory())
+    live.finish(notebook, context_factory())
+    live.check_undo(notebook, context_factory())
+    served, facts = content(server), notebook.read()
+    (used,) = commands(server, ("INFO", "memory"))
+    memory = int(used.decode().split("used_memory:")[1].split("\r\n")[0])
+    commands(server, ("CONFIG", "SET", "maxmemory", memory + 1000))
+    with pytest.raises(Refused, match="both copies do not fit: memory of Redis within its maxmemory"):
+        live.check_undo(notebook, context_factory())
+    assert (content(server), notebook.read()) == (served, facts)
+    commands(server, ("CONFIG", "SET", "maxmemory", 0))
+    live.undo(notebook, context_factory())
+    live.check_undo(notebook, context_factory())

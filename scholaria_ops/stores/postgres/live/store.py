@@ -66,6 +66,9 @@ class PostgresLive:
     def later_writes(self, notebook: Notebook, ctx: Context) -> tuple[Effect, ...]:
         return undo.later_writes(self.connection, notebook, ctx)
 
+    def check_undo(self, notebook: Notebook, ctx: Context) -> None:
+        undo.check_undo(self.connection, notebook, ctx)
+
     def undo(self, notebook: Notebook, ctx: Context) -> Switched:
         return undo.undo(self.connection, notebook, ctx)
 

@@ -54,7 +54,7 @@ def exchange(session: Session, connection: PostgresConnection, swap: Swap) -> fl
         Refused: a prepared transaction forbids it; nothing was touched.
         StoreError: sessions did not go in time, or the server refused.
     """
-    _refuse_prepared(session, swap)
+    refuse_prepared(session, swap)
     began = time.monotonic()
     try:
         if swap.leaving:
@@ -80,7 +80,7 @@ def _wait_until_served(connection: PostgresConnection, swap: Swap) -> None:
             raise
 
 
-def _refuse_prepared(session: Session, swap: Swap) -> None:
+def refuse_prepared(session: Session, swap: Swap) -> None:
     for database in (swap.leaving, swap.coming):
         if database and (found := prepared_transactions(session, database.name)):
             raise Refused(

@@ -12,7 +12,7 @@ from scholaria_ops.stores.postgres.live import records
 from scholaria_ops.stores.postgres.live.names import free_name
 from scholaria_ops.stores.postgres.live.records import Record
 from scholaria_ops.stores.postgres.live.server import Database, databases, drop, guarded, named, require_identity, size_for_people
-from scholaria_ops.stores.postgres.live.swap import Swap, exchange
+from scholaria_ops.stores.postgres.live.swap import Swap, exchange, refuse_prepared
 from scholaria_ops.stores.postgres.live.switch import kept, write_fence
 from scholaria_ops.stores.postgres.live.take_back import new_database, old_database
 from scholaria_ops.stores.postgres.live.writes import since_the_switch, unreadable
@@ -35,6 +35,18 @@ def undo(connection: PostgresConnection, notebook: Notebook, ctx: Context) -> Sw
         began = time.monotonic()
         lockout = exchange(session, connection, Swap(record.dbname, new, aside, old, record.old_open))
         return Switched(lockout_s=lockout, seconds={"switch": time.monotonic() - began}, kept=kept(session, new, aside))
+
+
+def check_undo(connection: PostgresConnection, notebook: Notebook, ctx: Context) -> None:
+    """See :meth:`scholaria_ops.stores.live.LiveStore.check_undo`. Names are exchanged: that takes no room."""
+    record = records.require(notebook)
+    with guarded(connection, ctx.cancel) as session:
+        require_identity(session, record.identity)
+        existing = databases(session)
+        new, old = new_database(record, existing), old_database(record, existing)
+        if not _undone(record, existing, old):
+            _require_kept(session, record, existing, (new, old))
+            refuse_prepared(session, Swap(record.dbname, new, "", old))
 
 
 def discard(connection: PostgresConnection, notebook: Notebook) -> list[str]:

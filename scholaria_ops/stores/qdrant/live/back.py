@@ -23,8 +23,10 @@ from scholaria_ops.stores.qdrant.live.copies import (
 from scholaria_ops.stores.qdrant.live.damage import counted
 from scholaria_ops.stores.qdrant.live.facts import Begun, Placed
 from scholaria_ops.stores.qdrant.live.marks import change, load, marks_file, note, readable, save
+from scholaria_ops.stores.qdrant.live.plan import needs
 from scholaria_ops.stores.qdrant.live.switch import require_points, switched
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of, exact_count
+from scholaria_ops.stores.qdrant.preflight import live_bytes
 from scholaria_ops.stores.qdrant.rest import Rest
 
 _TIMEOUT_S = 3600.0
@@ -197,6 +199,25 @@ def undo(connection: QdrantConnection, notebook: Notebook, ctx: Context, *, time
         )
         _remove_spare(rest, begun, notebook)
         return switched(rest, begun)
+
+
+def check_undo(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> None:
+    """See :meth:`scholaria_ops.stores.live.LiveStore.check_undo`. Re-pointing aliases takes no room; a name that is served whatever
+    is restored is copied aside, and poured into.
+    """
+    begun = facts.read(notebook.read())
+    facts.require(begun, {"after", "undoing", "before"}, "undoing")
+    if begun.state != "after":
+        return
+    with Rest(connection, cancel=ctx.cancel) as rest:
+        require_kept(rest, begun)
+        copied = {one.served: live_bytes(rest, one.served) for one in begun.placed if one.item.case in {"in_place", "absent"}}
+        poured = {one.way_back: live_bytes(rest, one.way_back) for one in begun.placed if one.item.case == "in_place"}
+        for need in needs(rest, poured, copied, ctx) if copied else ():
+            if not need.met:
+                raise Refused(
+                    f"{need.what}: {need.needed_bytes:,} bytes needed, {need.free_bytes:,} free", hint="Make room first.", store="qdrant"
+                )
 
 
 def _remove_spare(rest: Rest, begun: Begun, notebook: Notebook) -> list[str]:

@@ -84,7 +84,7 @@ def make_plan(
             identity="",
             steps=tuple(_steps(found, source.artifacts)),
             effects=tuple(effects),
-            needs=tuple(_needs(rest, sizes, plains, ctx)),
+            needs=tuple(needs(rest, sizes, plains, ctx)),
             objections=(*_objections(rest, source, found, in_place=in_place), *no_way_back(rest, found, damaged)),
             warnings=tuple(_warnings(rest, found, evidence, by_own_name)),
             expected_s=_expected_s(sizes, plains, evidence),
@@ -157,7 +157,8 @@ def _configuration(rest: Rest, item: Item, evidence: QdrantEvidence, damaged: Co
             )
 
 
-def _needs(rest: Rest, sizes: Mapping[str, int], plains: Mapping[str, int], ctx: Context) -> Iterator[Need]:
+def needs(rest: Rest, sizes: Mapping[str, int], plains: Mapping[str, int], ctx: Context) -> Iterator[Need]:
+    """Room for collections of these bytes that are recovered (``sizes``), and for live ones that are copied (``plains``)."""
     beside = sum(sizes.values()) + sum(plains.values())
     largest = max([*sizes.values(), *plains.values()], default=0)
     yield Need(what="disk of the Qdrant server (it does not tell how much is free)", needed_bytes=beside + (_DISK_COPIES - 1) * largest)

@@ -62,6 +62,9 @@ class QdrantLive:
     def later_writes(self, notebook: Notebook, ctx: Context) -> tuple[Effect, ...]:
         return later_writes(self.connection, notebook, ctx)
 
+    def check_undo(self, notebook: Notebook, ctx: Context) -> None:
+        back.check_undo(self.connection, notebook, ctx)
+
     def undo(self, notebook: Notebook, ctx: Context) -> Switched:
         return back.undo(self.connection, notebook, ctx, timeout_s=self._timeout_s)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from scholaria_ops.catalogue.evidence.base import StoreName
@@ -13,7 +14,7 @@ from scholaria_ops.errors import OpsError, Refused, StoreError, VerificationFail
 from scholaria_ops.profiles.scholaria import KeyAction
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, Switched
-from scholaria_ops.stores.redis.info import look
+from scholaria_ops.stores.redis.info import ServerInfo, look
 from scholaria_ops.stores.redis.live import crossing as crossings
 from scholaria_ops.stores.redis.live.budget import server_needs
 from scholaria_ops.stores.redis.live.classes import Classes, Leaving, apply
@@ -38,6 +39,7 @@ from scholaria_ops.stores.redis.live.tasks import QueuedTask, queued_tasks
 from scholaria_ops.stores.redis.restore import loaded_scratch
 from scholaria_ops.stores.redis.scratch import Scratch
 from scholaria_ops.stores.redis.sync import SyncMode
+from scholaria_ops.stores.redis.wire import Wire
 
 
 class RedisLive:
@@ -121,8 +123,7 @@ class RedisLive:
         try:
             with self._link.wire(ctx) as wire:
                 info = crossings.planned(wire, identity)
-                crossings.refuse(unfit(wire, info))
-                crossings.refuse(over_budget(server_needs(self._link.connection, info, memory_of(scratch)), info))
+                self._refuse_unfit(wire, info, scratch)
                 crossing = crossing.with_(
                     functions=journal.put_code(f"redis_functions_{crossing.number}.json", function_code(scratch.wire)),
                     expected=journal.put_evidence(f"redis_staged_{crossing.number}.json", expected),
@@ -136,6 +137,11 @@ class RedisLive:
             raise
         counts = {f"database {db}": n for db, n in expected.per_database().items()}
         return Staged(seconds, notes, {"keys": expected.total_keys, **counts}, warnings)
+
+    def _refuse_unfit(self, wire: Wire, info: ServerInfo, scratch: Scratch) -> None:
+        """Refuse a server that must not, or cannot, hold what ``scratch`` holds beside what it serves."""
+        crossings.refuse(unfit(wire, info))
+        crossings.refuse(over_budget(server_needs(self._link.connection, info, memory_of(scratch)), info))
 
     def _clean_up(self, journal: Journal, ctx: Context, cause: BaseException) -> None:
         """Take back what was begun; where that fails too, both reasons are told."""
@@ -216,7 +222,20 @@ class RedisLive:
         if crossing is not None and not crossings.is_switched(self._link, crossing, journal, ctx):
             crossings.take_back(self._link, journal, ctx)
 
+    def check_undo(self, notebook: Notebook, ctx: Context) -> None:
+        journal = Journal(notebook)
+        if journal.crossing is not None or journal.served == "before":
+            return  # under way already, or there is nothing to undo
+        with self._opened_kept(journal, ctx) as (scratch, *_), self._link.wire(ctx) as wire:
+            self._refuse_unfit(wire, look(wire), scratch)
+
     def _stage_kept(self, journal: Journal, ctx: Context) -> None:
+        with self._opened_kept(journal, ctx) as (scratch, evidence, crossing):
+            self._stage(crossing, scratch, as_of_now(evidence), journal, ctx, identity=None)
+
+    @contextmanager
+    def _opened_kept(self, journal: Journal, ctx: Context) -> Iterator[tuple[Scratch, RedisEvidence, Crossing]]:
+        """A scratch server that holds what was kept, proven, and the crossing that would bring it back."""
         kept = journal.kept
         if kept is None:
             raise Refused(f"nothing is kept of what Redis at {self._link.where} served before", store="redis", hint="Was it discarded?")
@@ -231,7 +250,7 @@ class RedisLive:
             crossing = Crossing(
                 number=journal.completed, target=self._link.where, pairs=pairs, ledger=ledger, policy=policy_to_change(info)
             )
-            self._stage(crossing, scratch, as_of_now(evidence), journal, ctx, identity=None)
+            yield scratch, evidence, crossing
 
     def _evidence_of_kept(self, kept: Kept, scratch: Scratch, journal: Journal, ctx: Context) -> RedisEvidence:
         """What a scratch server has loaded from the very bytes that were kept; compared with its evidence, if that was taken then."""
