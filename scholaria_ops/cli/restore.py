@@ -44,12 +44,20 @@ def restore(
     undo: Annotated[bool, typer.Option("--undo", help="Go back to the state before the last restore")] = False,
     discard_old: Annotated[bool, typer.Option("--discard-old", help="Remove what restores have kept for --undo")] = False,
     recover: Annotated[bool, typer.Option("--recover", help="Take back or finish a restore that was cut off")] = False,
+    give_up: Annotated[
+        str, typer.Option("--give-up", metavar="ID", help="Close a restore that can never be settled; touches no store")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Bring a set back into the live stores: planned, staged beside and compared, switched in a moment, reversible."""
-    if sum((undo, discard_old, recover)) > 1 or (dry_run and (discard_old or recover)):
-        raise UsageError("--dry-run, --undo, --discard-old and --recover exclude each other", hint="Give one (or --undo --dry-run).")
-    if recover:
+    if sum((undo, discard_old, recover, bool(give_up))) > 1 or (dry_run and (discard_old or recover)):
+        raise UsageError(
+            "--dry-run, --undo, --discard-old, --recover and --give-up exclude each other",
+            hint="Give one (or --undo or --give-up with --dry-run).",
+        )
+    if give_up:
+        _give_up(give_up, dry_run, force, as_json)
+    elif recover:
         _recover(as_json)
     elif discard_old:
         _discard(force, as_json)
@@ -288,4 +296,30 @@ def _recover(as_json: bool) -> None:
         emit_json("restore", {"recovered": lines})
         return
     for line in lines or ["no restore was cut off"]:
+        out.print(line, markup=False)
+
+
+def _give_up(restore_id: str, dry_run: bool, force: bool, as_json: bool) -> None:
+    from scholaria_ops.operations.restore.give_up import give_up, plan_give_up
+    from scholaria_ops.operations.restore.live import live_stores
+
+    with showing_progress() as progress:
+        here = services(progress)
+        plan = plan_give_up(here, live_stores(here, RestoreOptions()), restore_id)
+    for line in plan.lines if not as_json else ():
+        out.print(line, markup=False)
+    if not as_json:
+        out.print(
+            "Giving up closes the journal only: no store is touched, nothing is removed, and nothing of it can be undone or discarded."
+        )
+    document = {"give_up": plan.model_dump(mode="json"), "executed": not dry_run}
+    if dry_run:
+        if as_json:
+            emit_json("restore", document)
+        return
+    _confirm(force, f"Type yes to give up the restore {plan.restore_id}")
+    lines = give_up(here, plan)
+    if as_json:
+        emit_json("restore", {**document, "lines": lines})
+    for line in lines if not as_json else ():
         out.print(line, markup=False)

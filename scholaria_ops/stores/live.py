@@ -151,6 +151,17 @@ class RolledBack:
     kept: tuple[str, ...] = ()
 
 
+class Standing(Model):
+    """How a store stands in the middle of a restore, for people: lines, nothing that a machine decides by."""
+
+    #: What is served now.
+    served: tuple[str, ...] = ()
+    #: What stands there for the restore's sake only, or is missing.
+    left: tuple[str, ...] = ()
+    #: What would have to be done by hand if nobody settled the restore any more.
+    by_hand: tuple[str, ...] = ()
+
+
 class LiveStore(Protocol[E, P]):
     """A live store that can be restored without losing what it serves. Methods honour ``ctx.cancel`` and may be repeated."""
 
@@ -208,4 +219,11 @@ class LiveStore(Protocol[E, P]):
         """Remove what was kept for :meth:`undo`, or by :meth:`roll_back`; returns a line per removed thing. Repeatable.
 
         What is served stays, whichever it is.
+        """
+
+    def standing(self, notebook: Notebook, ctx: Context) -> Standing:
+        """How the store stands now, in whatever state the restore is. Changes nothing, and judges as little as it can.
+
+        Raises:
+            OpsError: it cannot be asked.
         """

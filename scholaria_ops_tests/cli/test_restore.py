@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from scholaria_ops.catalogue.layout import Layout
+from scholaria_ops.operations.restore.journal import Journal, Journals
 from scholaria_ops.pipeline.runner import open_instance
 from scholaria_ops.process import run
 from scholaria_ops_tests.cli.conftest import COMMAND, Command
@@ -57,6 +60,8 @@ def test_a_dry_run_shows_the_plan_and_touches_nothing(ops: Command, home: Path, 
         (("--from", "mars"), "source 'mars' does not exist"),
         (("--undo",), "no restore that can be undone"),
         (("--undo", "--recover"), "exclude each other"),
+        (("--give-up", "20200101_000000", "--undo"), "exclude each other"),
+        (("--give-up", "20200101_000000"), "there is no restore '20200101_000000'"),
         (("--undo", "--dry-run", "--recover"), "exclude each other"),
         (("--undo", "--dry-run", "--discard-old"), "exclude each other"),
         (("20200101_000000",), "there is no set"),
@@ -72,3 +77,35 @@ def test_what_makes_no_sense_is_said_with_exit_code_2(ops: Command, words: tuple
 def test_nothing_to_recover_and_nothing_to_discard_is_no_error(ops: Command) -> None:
     assert "no restore was cut off" in ops("restore", "--recover").out
     assert ops("restore", "--discard-old", "--json").json()["discarded"] == []
+
+
+def test_a_restore_that_can_never_be_settled_is_given_up_only_when_that_is_confirmed(ops: Command, tmp_path: Path) -> None:
+    journals = Journals(Layout(tmp_path / "backups"))
+    at = datetime(2026, 11, 24, 2, tzinfo=UTC)
+    dead = Journal(
+        id="20261124_020000",
+        set_id="20261123_020000",
+        stores=("redis",),
+        plan_digest="0" * 64,
+        begun_at=at,
+        by="ops@host",
+        phase="switching",
+    )
+    journals.write(dead)
+    journals.notebook(dead.id, "redis").write(crossing={"number": 0, "target": "it", "pairs": [[0, 15]], "ledger": 14, "policy": ""})
+    shown = ops("restore", "--give-up", dead.id, "--dry-run")
+    assert shown.code == 0, shown.err
+    for words in (
+        f"the restore {dead.id} of the set {dead.set_id}",
+        "it stands at: switching",
+        "redis serves: database 0: ",
+        "redis.json, ",
+    ):
+        assert words in shown.out
+    refused = ops("restore", "--give-up", dead.id)
+    assert (refused.code, "nobody is here to confirm" in refused.err) == (4, True)
+    assert [j.phase for j in journals.all()] == ["switching"]
+    document = ops("restore", "--give-up", dead.id, "--force", "--json").json()
+    assert (document["executed"], document["give_up"]["restore_id"]) == (True, dead.id)
+    assert [j.phase for j in journals.all()] == ["given_up"]
+    assert ops("restore", "--give-up", dead.id, "--force").code == 2

@@ -485,3 +485,27 @@ def test_an_undo_that_would_be_refused_is_known_beforehand(
     with pytest.raises(Refused, match="was kept with 205 points and has 204 now"):
         store.check_undo(notebook, ctx)
     assert exactly(live.connection).aliases == now.aliases
+
+
+def test_how_it_stands_is_told_in_every_state(live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context) -> None:
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    assert store.standing(notebook, ctx).served == ("this restore has not touched Qdrant",)
+    plan = store.plan(source, ctx)
+    store.stage(plan, source, notebook, ctx)
+    told = store.standing(notebook, ctx)
+    assert f"alias {ALIAS} leads to {ALIASED}, 200 points" in told.served
+    assert f"collection {PLAIN}, 100 points" in told.served
+    assert f"collection {ALIASED}__{RESTORE_ID}, 200 points" in told.left
+    store.switch(plan, notebook, ctx)
+    now = exactly(live.connection)
+    told = store.standing(notebook, ctx)
+    assert f"alias {PLAIN} leads to {PLAIN}__{RESTORE_ID}, 100 points" in told.served
+    assert set(told.left) == {f"collection {ALIASED}, 200 points", f"collection {PLAIN}__before_{RESTORE_ID}, 100 points"}
+    assert f"DELETE /collections/{PLAIN}__before_{RESTORE_ID}, once nobody needs it" in told.by_hand
+    with Rest(live.connection) as rest:
+        rest.post("/collections/aliases", {"actions": [{"delete_alias": {"alias_name": PLAIN}}]})
+    assert f"{PLAIN}: neither a collection nor an alias" in store.standing(notebook, ctx).served
+    with Rest(live.connection) as rest:
+        point(rest, PLAIN, f"{PLAIN}__{RESTORE_ID}")
+    assert exactly(live.connection) == now

@@ -17,6 +17,7 @@ from scholaria_ops.operations.forecast import DiskForecast
 from scholaria_ops.operations.health.findings import Finding, ok
 from scholaria_ops.operations.prune_state import PruneState
 from scholaria_ops.operations.restore.journal import Journals
+from scholaria_ops.operations.restore.recover import dead_end
 from scholaria_ops.operations.scratch import OWNER
 from scholaria_ops.operations.services import Services
 from scholaria_ops.sandbox.home import MARKER, Home
@@ -125,7 +126,7 @@ def _restores(layout: Layout, *, busy: bool) -> Iterator[Finding]:
             "critical",
             f"the restore {journal.id} of the set {journal.set_id} was begun and not ended ({journal.phase})",
             journal.begun_at,
-            "`scholaria-ops restore --recover` takes it back or finishes it.",
+            f"`scholaria-ops restore --recover` takes it back or finishes it. {dead_end(journal.id)}",
         )
 
 

@@ -25,7 +25,8 @@ from scholaria_ops.stores.live import Fact
 #: ``begun`` … ``switching``: a crash here is taken back. ``switched``: every store serves the set and the hooks have passed; a
 #: crash from here on is carried to its end. ``undoing``: is carried on. ``discarding``: some of what was kept may be gone, so
 #: that nothing can be undone; the next discard goes on. ``aside``: taken back, and what was written into the restored data
-#: while they were served is set aside; once that is discarded it is ``rolled_back``. The others are ends.
+#: while they were served is set aside; once that is discarded it is ``rolled_back``. ``given_up``: somebody
+#: has said that it can never be settled; what it has left is for people to clear away. The others are ends, too.
 Phase = Literal[
     "begun",
     "staged",
@@ -39,6 +40,7 @@ Phase = Literal[
     "undone",
     "discarding",
     "discarded",
+    "given_up",
 ]
 #: Phases in which something is left to do.
 OPEN: frozenset[Phase] = frozenset({"begun", "staged", "switching", "switched", "rolling_back", "undoing"})
@@ -156,8 +158,10 @@ class Journals:
         return [j for j in reversed(self.all()) if j.phase in OPEN]
 
     def undoable(self) -> Journal | None:
-        """The newest restore, if it can still be undone. One that was taken back has changed nothing."""
-        ended = [j for j in self.all() if j.phase in {"done", "undone", "discarding", "discarded"}]
+        """The newest restore, if it can still be undone. One that was taken back has changed nothing; one that was
+        given up may have changed anything.
+        """
+        ended = [j for j in self.all() if j.phase in {"done", "undone", "discarding", "discarded", "given_up"}]
         return ended[-1] if ended and ended[-1].phase == "done" else None
 
     def keeping(self) -> list[Journal]:

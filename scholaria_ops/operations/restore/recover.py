@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 from scholaria_ops.cancel import CancelToken, uninterrupted
 from scholaria_ops.catalogue.evidence.base import StoreName
-from scholaria_ops.errors import Cancelled, OpsError, StoreError
+from scholaria_ops.errors import Busy, Cancelled, OpsError, StoreError
 from scholaria_ops.operations.restore.fence import FenceFailed, fence_of
 from scholaria_ops.operations.restore.journal import Journal, Journals
 from scholaria_ops.operations.restore.live import LiveStores
@@ -17,6 +18,11 @@ from scholaria_ops.stores.live import RolledBack
 
 #: What is said to whoever presses Ctrl-C while stores go back.
 FINISHED = "the stores are going back to one time: this is brought to its end first"
+
+
+def dead_end(restore_id: str) -> str:
+    """The hint's last sentence, wherever a restore could not be settled."""
+    return f"If it can never be: `scholaria-ops restore --give-up {restore_id}` closes it and touches no store."
 
 
 class NotTakenBack(StoreError):
@@ -72,12 +78,12 @@ def take_back(services: Services, live: LiveStores, journals: Journals, journal:
             failures.append(f"{name}: {_told(exc)}")
     try:
         if journal.fenced:
-            journal = _writers_started(services, journals, journal)
+            journal = writers_started(services, journals, journal)
             lines.append("the writers were started again")
     except OpsError as exc:
         failures.append(f"{exc.message} ({exc.hint})")
     if failures:
-        raise NotTakenBack("; ".join(failures), hint="Mend the cause, then run `scholaria-ops restore --recover`.")
+        raise NotTakenBack("; ".join(failures), hint=f"Mend the cause, then run `scholaria-ops restore --recover`. {dead_end(journal.id)}")
     if kept:
         lines.append("`scholaria-ops restore --discard-old` removes what is set aside")
     end = {"phase": "aside" if kept else "rolled_back", "kept": tuple(kept), "ended_at": services.now()}
@@ -90,7 +96,7 @@ def _told(exc: Exception) -> str:
     return str(exc) if isinstance(exc, OpsError) else f"{type(exc).__name__}: {exc}"
 
 
-def _writers_started(services: Services, journals: Journals, journal: Journal) -> Journal:
+def writers_started(services: Services, journals: Journals, journal: Journal) -> Journal:
     """Start the writers that this restore has stopped, as the settings of now say.
 
     Raises:
@@ -116,13 +122,26 @@ def _own(ctx: Context, name: StoreName) -> Context:
 
 def _carry_to_its_end(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
     lines = [f"the restore {journal.id} of {journal.set_id} had been cut off after the switch; it is finished"]
-    if journal.fenced:
-        journal = _writers_started(services, journals, journal)
-        lines.append("the writers were started again")
-    for name in journal.stores:
-        lines += live[name].store.finish(journals.notebook(journal.id, name), _own(ctx, name))
+    with naming_the_way_out(journal.id):
+        if journal.fenced:
+            journal = writers_started(services, journals, journal)
+            lines.append("the writers were started again")
+        for name in journal.stores:
+            lines += live[name].store.finish(journals.notebook(journal.id, name), _own(ctx, name))
     journals.write(journal.model_copy(update={"phase": "done", "ended_at": services.now()}))
     return lines
+
+
+@contextlib.contextmanager
+def naming_the_way_out(restore_id: str) -> Iterator[None]:
+    """Have errors of the block name the command that closes a restore which can never be settled."""
+    try:
+        yield
+    except (Cancelled, Busy):
+        raise
+    except OpsError as exc:
+        exc.hint = f"{exc.hint} {dead_end(restore_id)}".strip()
+        raise
 
 
 def carry_on_undoing(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
@@ -157,12 +176,14 @@ def _all_undone(services: Services, live: LiveStores, journals: Journals, journa
         lines += switched.warnings
     try:
         if journal.fenced:
-            journal = _writers_started(services, journals, journal)
+            journal = writers_started(services, journals, journal)
     except OpsError as exc:
         failures.append(f"{exc.message} ({exc.hint})")
     if failures:
         raise NotTakenBack(
-            "; ".join(failures), hint="The stores do not belong together now. Mend the cause, then run `scholaria-ops restore --recover`."
+            "; ".join(failures),
+            hint="The stores do not belong together now. Mend the cause, then run `scholaria-ops restore --recover`. "
+            + dead_end(journal.id),
         )
     journals.write(journal.model_copy(update={"phase": "undone", "ended_at": services.now()}))
     return lines

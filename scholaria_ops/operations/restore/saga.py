@@ -34,7 +34,7 @@ from scholaria_ops.operations.restore.plan import (
     source_of,
     typed_plans,
 )
-from scholaria_ops.operations.restore.recover import FINISHED, recover, take_back
+from scholaria_ops.operations.restore.recover import FINISHED, dead_end, recover, take_back
 from scholaria_ops.operations.restore.tasks import waiting
 from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.base import Context
@@ -275,7 +275,7 @@ def _unfinished(run: _Run, cause: BaseException) -> BaseException:
         return cause
     return RestoreFailed(
         f"the set {run.plan.set_id} is served, but what follows the switch did not come to its end: {cause.message}",
-        hint=f"{cause.hint} Then `scholaria-ops restore --recover` finishes the rest.".strip(),
+        hint=f"{cause.hint} Then `scholaria-ops restore --recover` finishes the rest. {dead_end(run.journal.id)}".strip(),
         taken_back=False,
     )
 

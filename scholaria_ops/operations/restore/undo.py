@@ -13,7 +13,7 @@ from scholaria_ops.errors import Cancelled, Refused, UsageError
 from scholaria_ops.operations.restore.fence import Fence, fence_of
 from scholaria_ops.operations.restore.journal import Journal, Journals
 from scholaria_ops.operations.restore.live import LiveStores
-from scholaria_ops.operations.restore.recover import FINISHED, carry_on_undoing, recover
+from scholaria_ops.operations.restore.recover import FINISHED, carry_on_undoing, naming_the_way_out, recover
 from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect
@@ -136,7 +136,8 @@ def discard_holding_the_lock(services: Services, live: LiveStores, ctx: Context,
             journals.write(journal.model_copy(update={"phase": "discarding"}))
         for name in journal.stores:
             try:
-                lines += live[name].store.discard(journals.notebook(journal.id, name), ctx)
+                with naming_the_way_out(journal.id):
+                    lines += live[name].store.discard(journals.notebook(journal.id, name), ctx)
             except Refused:
                 if name == journal.stores[0]:  # nothing is gone yet, and undoing may be what it advises
                     journals.write(journal)

@@ -198,7 +198,8 @@ def test_a_restore_that_was_cut_off_is_critical(services: Services) -> None:
         )
     )
     found = only(list(place.leftovers(services, datetime.now(UTC))), "critical")
-    assert found.next_step == "`scholaria-ops restore --recover` takes it back or finishes it."
+    assert found.next_step.startswith("`scholaria-ops restore --recover` takes it back or finishes it.")
+    assert "restore --give-up 20261124_020000" in found.next_step
     assert "20261124_020000" in found.what
 
 

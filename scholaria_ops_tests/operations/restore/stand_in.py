@@ -15,7 +15,7 @@ from typing import Any
 from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.errors import StoreError
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, StorePlan, Switched
+from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, Standing, StorePlan, Switched
 
 
 @dataclass
@@ -113,6 +113,12 @@ class StandIn:
         self._maybe_fail("discard")
         self._put(served=self.state["served"])
         return [f"removed what {self.name} had kept"]
+
+    def standing(self, notebook: Notebook, ctx: Context) -> Standing:
+        self._maybe_fail("standing")
+        state = self.state
+        left = tuple(f"{state[word]}, {word}" for word in ("beside", "kept", "aside") if word in state)
+        return Standing(served=(f"{state['served']} of {self.name}",), left=left, by_hand=tuple(f"remove {line}" for line in left))
 
 
 def unavailable(text: str) -> StoreError:

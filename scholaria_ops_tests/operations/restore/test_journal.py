@@ -82,4 +82,4 @@ def test_a_notebook_keeps_what_was_written_and_refuses_what_it_did_not_write(tmp
 
 def test_the_journal_is_open_in_every_phase_that_leaves_something_to_do() -> None:
     phases = Journal.model_fields["phase"].annotation.__args__  # type: ignore[union-attr]
-    assert set(phases) - journal_module.OPEN == {"done", "rolled_back", "aside", "undone", "discarding", "discarded"}
+    assert set(phases) - journal_module.OPEN == {"done", "rolled_back", "aside", "undone", "discarding", "discarded", "given_up"}

@@ -9,12 +9,14 @@ import pytest
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import Refused
 from scholaria_ops.sandbox.postgres import PostgresServer
-from scholaria_ops.stores.postgres.live import take_back
+from scholaria_ops.stores.postgres.live import PostgresLive, take_back
 from scholaria_ops.stores.postgres.sequences import raise_all
 from scholaria_ops_tests.conftest import ContextFactory
 from scholaria_ops_tests.stores.postgres_live.support import (
     AFTER,
+    BEFORE,
     NAME,
+    SIDE,
     FileNotebook,
     die,
     different,
@@ -135,3 +137,29 @@ def test_killed_while_it_looks_at_what_was_written_the_next_one_decides_the_same
     assert names(home) == {NAME: True, **({AFTER: False} if written else {})}
     store.discard(notebook, ctx)
     assert names(home) == {NAME: True}
+
+
+def test_how_it_stands_is_told_in_every_state(
+    live: PostgresConnection, sealed: MadeSet, home: PostgresServer, tmp_path: Path, context_factory: ContextFactory
+) -> None:
+    ctx, notebook = context_factory(), FileNotebook(tmp_path)
+    assert PostgresLive(live).standing(notebook, ctx).served == ("this restore has not touched PostgreSQL",)
+    store, plan = staged(live, sealed, notebook, ctx)
+    told = store.standing(notebook, ctx)
+    assert told.served[0].startswith(f"database {NAME}, ")
+    assert told.served[0].endswith("what was served before the restore")
+    assert told.left[0].endswith("what the restore loaded, takes no connections")
+    assert told.by_hand == (f'DROP DATABASE "{SIDE}", once nobody needs it: until then no restore of this database begins',)
+    store.switch(plan, notebook, ctx)
+    execute(home.connection, f"DROP DATABASE {BEFORE}", f"ALTER DATABASE {NAME} WITH ALLOW_CONNECTIONS false")
+    with pytest.raises(Refused, match="is gone from the server"):
+        store.roll_back(notebook, ctx)
+    held = names(home)
+    told = store.standing(notebook, ctx)
+    assert told.served[0].endswith("what the restore loaded, takes no connections")
+    assert told.left == ("what was served before the restore is gone from the server",)
+    assert told.by_hand == (f'ALTER DATABASE "{NAME}" WITH ALLOW_CONNECTIONS true lets people in again',)
+    assert names(home) == held
+    elsewhere = FileNotebook(tmp_path / "other")
+    elsewhere.write(**{**notebook.read(), "identity": "1"})
+    assert "is another server" in store.standing(elsewhere, ctx).served[0]

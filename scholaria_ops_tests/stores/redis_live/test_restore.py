@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scholaria_ops.catalogue.evidence.redis import RedisEvidence
-from scholaria_ops.errors import Refused
+from scholaria_ops.errors import Refused, StoreError
 from scholaria_ops.sandbox.redis import RedisServer
 from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.stores.live import Effect, LiveStore
@@ -274,3 +274,29 @@ def test_an_undo_without_room_is_refused_before_it_begins(
     commands(server, ("CONFIG", "SET", "maxmemory", 0))
     live.undo(notebook, context_factory())
     live.check_undo(notebook, context_factory())
+
+
+def test_how_it_stands_is_told_in_every_state(
+    server: RedisServer, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    ctx = context_factory
+    live = RedisLive(server.connection)
+    served = live.standing(notebook, ctx()).served
+    assert any(line.startswith("database 5: 1 keys") for line in served)
+    plan = live.plan(source_of(backup), ctx())
+    live.stage(plan, source_of(backup), notebook, ctx())
+    for side, switched in (("what was staged", False), ("what was served before", True)):
+        if switched:
+            live.switch(plan, notebook, ctx())
+        told = live.standing(notebook, ctx())
+        assert any(f"database {plan.pairs[0][1]}: " in line and side in line for line in told.left)
+        assert f"database {plan.ledger}: the marker of the restore {RESTORE_ID}" in told.left
+        assert any(f"SELECT {plan.ledger}, DEL " in line and "no restore of this Redis begins" in line for line in told.by_hand)
+        assert any("CONFIG SET maxmemory-policy allkeys-lru" in line for line in told.by_hand)
+        assert (told.served == served) is not switched
+    commands(server, ("FLUSHALL",))
+    with pytest.raises(StoreError, match="holds nothing"):
+        live.roll_back(notebook, ctx())
+    told = live.standing(notebook, ctx())
+    assert told.served == (f"Redis at {server.connection.where} holds nothing",)
+    assert told.left == ()

@@ -6,11 +6,12 @@ from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, Switched
+from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, Standing, Switched
 from scholaria_ops.stores.postgres.live import records, undo
 from scholaria_ops.stores.postgres.live.plan import PostgresPlan, Restored, make_plan
 from scholaria_ops.stores.postgres.live.server import guarded, require_identity
 from scholaria_ops.stores.postgres.live.stage import Stage
+from scholaria_ops.stores.postgres.live.standing import standing
 from scholaria_ops.stores.postgres.live.switch import switch
 from scholaria_ops.stores.postgres.live.take_back import take_back
 
@@ -74,3 +75,6 @@ class PostgresLive:
 
     def discard(self, notebook: Notebook, ctx: Context) -> list[str]:
         return undo.discard(self.connection, notebook)
+
+    def standing(self, notebook: Notebook, ctx: Context) -> Standing:
+        return standing(self.connection, notebook, ctx)

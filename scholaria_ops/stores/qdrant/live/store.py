@@ -8,12 +8,13 @@ from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.catalogue.evidence.qdrant import QdrantEvidence
 from scholaria_ops.connections import QdrantConnection
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, Switched
+from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, Standing, Switched
 from scholaria_ops.stores.qdrant.live import back
 from scholaria_ops.stores.qdrant.live.later import later_writes
 from scholaria_ops.stores.qdrant.live.marks import MAX_FLOATS
 from scholaria_ops.stores.qdrant.live.plan import QdrantPlan, make_plan
 from scholaria_ops.stores.qdrant.live.stage import stage
+from scholaria_ops.stores.qdrant.live.standing import standing
 from scholaria_ops.stores.qdrant.live.switch import switch
 from scholaria_ops.stores.qdrant.measure import Limits
 
@@ -70,3 +71,6 @@ class QdrantLive:
 
     def discard(self, notebook: Notebook, ctx: Context) -> list[str]:
         return back.discard(self.connection, notebook, ctx)
+
+    def standing(self, notebook: Notebook, ctx: Context) -> Standing:
+        return standing(self.connection, notebook, ctx)

@@ -13,7 +13,7 @@ from scholaria_ops.connections import RedisConnection
 from scholaria_ops.errors import OpsError, Refused, StoreError, VerificationFailed
 from scholaria_ops.profiles.scholaria import KeyAction
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, Switched
+from scholaria_ops.stores.live import Effect, Notebook, RolledBack, Source, Staged, Standing, Switched
 from scholaria_ops.stores.redis.info import ServerInfo, look
 from scholaria_ops.stores.redis.live import crossing as crossings
 from scholaria_ops.stores.redis.live.budget import server_needs
@@ -34,6 +34,7 @@ from scholaria_ops.stores.redis.live.plan import (
     unfit,
 )
 from scholaria_ops.stores.redis.live.staging import as_of_now, begin, measured, prove, send
+from scholaria_ops.stores.redis.live.standing import standing
 from scholaria_ops.stores.redis.live.swap import function_code
 from scholaria_ops.stores.redis.live.tasks import QueuedTask, queued_tasks
 from scholaria_ops.stores.redis.restore import loaded_scratch
@@ -268,3 +269,6 @@ class RedisLive:
 
     def discard(self, notebook: Notebook, ctx: Context) -> list[str]:
         return crossings.discard(self._link, Journal(notebook), ctx)
+
+    def standing(self, notebook: Notebook, ctx: Context) -> Standing:
+        return standing(self._link, notebook, ctx)
