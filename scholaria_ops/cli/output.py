@@ -116,6 +116,26 @@ class Bars:
     def say(self, text: str) -> None:
         self._progress.console.print(text, markup=False)
 
+    def hide(self) -> None:
+        """Leave the terminal alone until :meth:`show`."""
+        self._progress.stop()
+
+    def show(self) -> None:
+        self._progress.start()
+
+
+@contextmanager
+def paused(progress: Progress) -> Iterator[None]:
+    """Take the bars off the terminal, for a question."""
+    if not isinstance(progress, Bars):
+        yield
+        return
+    progress.hide()
+    try:
+        yield
+    finally:
+        progress.show()
+
 
 class Lines:
     """One plain line per finished piece of work, on standard error: for logs and pipes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 from typing import Annotated, Any
 
@@ -10,7 +12,7 @@ import typer
 from scholaria_ops.catalogue.sets import Kind
 from scholaria_ops.cli.common import JsonOption, SetArgument, component, run, services, warm_up, when
 from scholaria_ops.cli.main import app
-from scholaria_ops.cli.output import emit_json, err, out, plain, print_table, showing_progress
+from scholaria_ops.cli.output import emit_json, err, out, paused, plain, print_table, showing_progress
 from scholaria_ops.errors import ConfigError, Refused, UsageError
 from scholaria_ops.humane import human_bytes
 from scholaria_ops.operations.restore.journal import Journal, Journals
@@ -19,6 +21,7 @@ from scholaria_ops.operations.restore.plan import Plans, RestorePlan, plan_resto
 from scholaria_ops.operations.restore.report import TITLES, steps_of
 from scholaria_ops.operations.services import Services
 from scholaria_ops.profiles.scholaria import KEY_ACTIONS, KEY_CLASSES, KeyAction
+from scholaria_ops.progress import Progress
 from scholaria_ops.stores.live import Effect
 
 
@@ -108,8 +111,8 @@ def _restore(reference: str, options: RestoreOptions, source: str, *, dry_run: b
     _confirm(force, f"Type yes to restore {plan.set_id} into the live stores")
     from scholaria_ops.pipeline.origin import from_command_line
 
-    with from_command_line():
-        run_id = run("restore", config={"plan_of_restore": {"config": {"dry_run": False, "digest": plan.digest}}})
+    with showing_progress() as progress, from_command_line(None if force else functools.partial(_confirmed_again, progress)):
+        run_id = run("restore", config={"plan_of_restore": {"config": {"dry_run": False, "digest": plan.digest}}}, progress=progress)
     journal = Journals(here.catalogue.layout).undoable()
     if as_json:
         emit_json(
@@ -170,6 +173,15 @@ def _confirm(force: bool, question: str) -> None:
         raise Refused("not confirmed", hint="Nothing was touched.")
 
 
+def _confirmed_again(progress: Progress, why: str) -> bool:
+    """Asked in the middle of a run, where what was agreed to turns out otherwise."""
+    with paused(progress):
+        err.print(f"[bold red]without a way back to what is served now[/] {plain(why)}")
+        with contextlib.suppress(typer.Abort):
+            return bool(typer.prompt("Type yes to restore all the same", default="no", show_default=False) == "yes")
+    return False
+
+
 def show_plan(plan: RestorePlan, *, dry_run: bool) -> None:
     """The plan as operators know it, then its consequences."""
     mark = "\\[DRY RUN] Would restore" if dry_run else "Will restore"
@@ -204,6 +216,8 @@ def show_plan(plan: RestorePlan, *, dry_run: bool) -> None:
     for name, store in plan.store_plans().items():
         for warning in store.warnings:
             out.print(f"[yellow]note[/] {TITLES[name]}: {plain(warning)}")
+    for name, why in plan.unsaved.items():
+        out.print(f"[bold red]not saved[/] {TITLES[name]} cannot be saved before it is replaced: {plain(why)}")
     for who, objection in plan.all_objections:
         out.print(f"[bold red]against it[/] {plain(who)}: {plain(objection.message)} → {plain(objection.hint)}")
     out.print(

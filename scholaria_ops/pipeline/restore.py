@@ -17,7 +17,7 @@ from scholaria_ops.operations.restore.saga import RestoreReport, execute
 from scholaria_ops.operations.services import Services
 from scholaria_ops.pipeline.errors import as_failure
 from scholaria_ops.pipeline.metadata import Metadata, table
-from scholaria_ops.pipeline.origin import asked_at_a_shell
+from scholaria_ops.pipeline.origin import asked_at_a_shell, who_confirms
 from scholaria_ops.pipeline.resources import ESTATE_POOL, Estate
 
 _FROM_UI = "Use `scholaria-ops restore` at a terminal, or set BACKUP_RESTORE_FROM_UI."
@@ -94,7 +94,7 @@ def execute_restore(context: dg.OpExecutionContext, confirmed: str, estate: Esta
         if not asked_at_a_shell() and not services.settings.restore_from_ui:
             raise Refused("restores are not executed from the UI here", hint=_FROM_UI)
         plan = Plans(services.catalogue).shown(confirmed, services.now())
-        report = execute(services, live_stores(services, plan.options), plan, run_id=context.run.run_id)
+        report = execute(services, live_stores(services, plan.options), plan, run_id=context.run.run_id, confirm=who_confirms())
         push_records(services, plan.set_id)
     for warning in report.journal.warnings:
         context.log.warning(warning)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -109,3 +110,50 @@ def test_a_restore_that_can_never_be_settled_is_given_up_only_when_that_is_confi
     assert (document["executed"], document["give_up"]["restore_id"]) == (True, dead.id)
     assert [j.phase for j in journals.all()] == ["given_up"]
     assert ops("restore", "--give-up", dead.id, "--force").code == 2
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["bars", "lines"])
+def test_at_a_terminal_it_is_asked_once_more_where_nothing_can_be_saved(ops: Command, home: Path, env_file: Path, terminal: bool) -> None:
+    assert ops("backup").code == 0
+    settings = dict(line.split("=", 1) for line in env_file.read_text().splitlines())
+    as_before = {"REDIS_RESTORE_USERNAME": "default", "REDIS_RESTORE_PASSWORD": settings.get("REDIS_PASSWORD", "")}
+    with env_file.open("a") as out:
+        out.writelines(f"{k}={v}\n" for k, v in {**as_before, "REDIS_USERNAME": "nobody", "REDIS_PASSWORD": "wrong"}.items())
+    words = [str(COMMAND), "--env-file", str(env_file), "restore", "--component", "redis"]
+    child, terminal_fd = pty.fork() if terminal else (0, 0)
+    if terminal and child == 0:
+        os.chdir(home)
+        os.execve(words[0], words, {"DAGSTER_HOME": str(home), "PATH": os.environ["PATH"], "TERM": "xterm"})  # noqa: S606
+    if terminal:
+        said = _talk(terminal_fd, {b"Type yes to restore 2": b"yes\n", b"Type yes to restore all the same": b"no\n"})
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4, said
+    else:
+        master, slave = os.openpty()
+        os.write(master, b"yes\nno\n")
+        asked = run(words, env={"DAGSTER_HOME": str(home)}, cwd=home, check=False, stdin=slave)
+        os.close(master)
+        os.close(slave)
+        said = asked.stdout.decode() + asked.stderr_tail
+        assert asked.returncode == 4, said
+    said = " ".join(said.split())
+    assert "Redis cannot be saved before it is replaced" in said
+    assert "there is no safety set: nothing of what is replaced could be saved" in said
+    assert "not confirmed: nothing of what would be replaced can be saved" in said
+
+
+def _talk(terminal: int, answers: dict[bytes, bytes]) -> str:
+    """Answer each question at a terminal when it comes; returns everything that was said."""
+    said = b""
+    waiting = dict(answers)
+    while True:
+        try:
+            more = os.read(terminal, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not more:
+            break
+        said += more
+        for question in [q for q in waiting if q in said]:
+            os.write(terminal, waiting.pop(question))
+    os.close(terminal)
+    return said.decode(errors="replace")

@@ -43,7 +43,8 @@ def test_a_damaged_collection_and_a_damaged_set_are_both_replaced(install: Insta
     assert (site.directory / "backups" / f"damaged-{set_id}").is_dir()
 
     done = site.ops("restore", set_id, "--from", "offsite", "--force")
-    assert "qdrant cannot be saved before the restore" in done.err, "the safety set says what it lacks"
+    assert "qdrant could not be saved before the restore" in done.err, "the safety set says what it lacks"
+    assert "qdrant could not be saved before the restore" in done.out, "and so does the report"
     assert f"collection {target}, which does not answer" in done.out, "it is kept"
     counted = httpx.post(f"{url}/collections/scholaria_current/points/count", json={"exact": True}).json()["result"]["count"]
     assert counted == site.stack.scale.points

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field
 
 from scholaria_ops.cancel import CancelToken
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES, Model, StoreName
@@ -19,6 +19,7 @@ from scholaria_ops.catalogue.manifest import Adopted, Manifest
 from scholaria_ops.catalogue.sets import BackupSet, Catalogue, Entry, Kind
 from scholaria_ops.errors import Cancelled, Refused, UsageError, VerificationFailed
 from scholaria_ops.files import hash_file, make_private_dir, replace_durably
+from scholaria_ops.operations.preflight import preflight
 from scholaria_ops.operations.restore.fence import fence_of
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.restore.options import RestoreOptions
@@ -48,6 +49,8 @@ class RestorePlan(Model):
     #: Consequences that no store can see alone.
     effects: tuple[Effect, ...] = ()
     objections: tuple[Objection, ...] = ()
+    #: Stores of which no safety set can be taken now → why.
+    unsaved: Mapping[StoreName, str] = Field(default_factory=dict)
     #: The old-style set that the set was made from, if it was.
     adopted: Adopted | None = None
 
@@ -146,6 +149,7 @@ def plan_restore(services: Services, live: LiveStores, reference: str, options: 
             *_adopted_effects(backup_set.manifest, names),
             *planned_effects(live, plans, postgres.evidence if postgres else None, services.settings.postgres, ctx),
         ]
+        unsaved = _unsaved(services, names, ctx) if options.safety else {}
     now = services.now()
     return RestorePlan(
         set_id=backup_set.id,
@@ -161,6 +165,7 @@ def plan_restore(services: Services, live: LiveStores, reference: str, options: 
         after=_after(services),
         effects=tuple(effects),
         objections=_objections(backup_set, services),
+        unsaved=unsaved,
         adopted=backup_set.manifest.origin.adopted,
     )
 
@@ -186,6 +191,14 @@ def _store_plans(live: LiveStores, backup_set: BackupSet, names: tuple[StoreName
     if failures:
         raise next((f for f in failures if not isinstance(f, Cancelled)), failures[0])
     return {name: future.result() for name, future in futures.items()}
+
+
+def _unsaved(services: Services, names: Iterable[StoreName], ctx: Context) -> dict[StoreName, str]:
+    """What a safety set would lack. A dead store is a reason to restore, not one against it."""
+    refusals = preflight(replace(services, stores={n: services.stores[n] for n in names}), ctx).refusals
+    if cancelled := next((e for e in refusals.values() if isinstance(e, Cancelled)), None):
+        raise cancelled
+    return {name: error.message for name, error in refusals.items()}
 
 
 def _set_of(entry: Entry) -> BackupSet:

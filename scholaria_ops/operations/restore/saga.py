@@ -9,7 +9,7 @@ carried to its end, by the next command if need be.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -51,6 +51,15 @@ class RestoreReport:
     after: Aftermath
 
 
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """What was saved before anything is replaced. ``set_id`` is empty if nothing was; ``warnings`` say what was wanted and is not."""
+
+    set_id: str = ""
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+
 class RestoreFailed(StoreError):
     """A restore did not succeed. ``taken_back``: every store serves what it served before; else the message says which do not."""
 
@@ -86,8 +95,12 @@ class _Run:
         self.services.progress.say(text)
 
 
-def execute(services: Services, live: LiveStores, plan: RestorePlan, *, run_id: str = "") -> RestoreReport:
+def execute(
+    services: Services, live: LiveStores, plan: RestorePlan, *, run_id: str = "", confirm: Callable[[str], bool] | None = None
+) -> RestoreReport:
     """Carry out a plan. The caller has shown it and has been told yes.
+
+    ``confirm`` is asked once more where a safety set was wanted and nothing at all could be saved; without it that is a warning.
 
     Raises:
         Refused: the plan has expired, was made with other settings, or has objections; the set or a target is not what it was.
@@ -113,7 +126,9 @@ def execute(services: Services, live: LiveStores, plan: RestorePlan, *, run_id: 
         if entry.set is None or hash_file(entry.directory / SUMS).sha256 != plan.sums_sha256:
             raise Refused(f"the set {plan.set_id} is not the one that was planned with", hint="Make a new plan.")
         journals = Journals(services.catalogue.layout)
-        safety_set, safety_s = _safety_set(services, plan, run_id) if plan.options.safety else ("", 0.0)
+        safety = _safety_set(services, plan, run_id) if plan.options.safety else Safety()
+        if plan.options.safety and not safety.set_id and confirm and not confirm("; ".join(safety.warnings)):
+            raise Refused("not confirmed: nothing of what would be replaced can be saved", hint="Nothing was touched.")
         journal = Journal(
             id=journals.fresh_id(services.now(), services.settings.timezone),
             set_id=plan.set_id,
@@ -122,17 +137,18 @@ def execute(services: Services, live: LiveStores, plan: RestorePlan, *, run_id: 
             begun_at=services.now(),
             by=whoami(),
             run_id=run_id,
-            safety_set=safety_set,
+            safety_set=safety.set_id,
+            warnings=safety.warnings,
         )
         after_safety = time.monotonic()
         run = _Run(services, live, plan, typed_plans(plan, live), fence, journals, journals.write(journal), ctx)
-        report = _carry_out(run, entry.set, began, safety_s, after_safety)
+        report = _carry_out(run, entry.set, began, safety, after_safety)
         done = report.journal
-        audit.note(restore=done.id, safety_set=safety_set, seconds=done.seconds, kept=list(done.kept), warnings=list(done.warnings))
+        audit.note(restore=done.id, safety_set=safety.set_id, seconds=done.seconds, kept=list(done.kept), warnings=list(done.warnings))
         return report
 
 
-def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, after_safety: float) -> RestoreReport:
+def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety: Safety, after_safety: float) -> RestoreReport:
     after = After(run.services, run.ctx, tasks=lambda: waiting(run.live, run.plans, run.ctx))
     try:
         _stage_all(run, backup_set)
@@ -161,8 +177,9 @@ def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, 
         except OpsError as exc:
             raise _unfinished(run, exc) from exc
         aftermath = after.ask_for_backup(backup_set, looking.result())
-    seconds = {"safety": safety_s, "stage": stage_s, "fenced": run.fenced_s, "restore": restore_s, "total": time.monotonic() - began}
+    seconds = {"safety": safety.seconds, "stage": stage_s, "fenced": run.fenced_s, "restore": restore_s, "total": time.monotonic() - began}
     warnings = (
+        *safety.warnings,
         *aftermath.warnings,
         *(f"{n}: {w}" for n, staged in run.staged.items() for w in staged.warnings),
         *(f"{n}: {w}" for n, switched in run.switched.items() for w in switched.warnings),
@@ -178,23 +195,27 @@ def _carry_out(run: _Run, backup_set: BackupSet, began: float, safety_s: float, 
     return RestoreReport(run.journal, run.staged, run.switched, aftermath)
 
 
-def _safety_set(services: Services, plan: RestorePlan, run_id: str) -> tuple[str, float]:
-    """A set of what will be replaced. A store that is dead cannot be saved: that is said, and no reason to stop."""
+def _safety_set(services: Services, plan: RestorePlan, run_id: str) -> Safety:
+    """A set of what will be replaced. A store that is dead cannot be saved: that is a warning, and no reason to stop."""
     began = time.monotonic()
     request = BackupRequest(
         tier="pre_restore", note=f"before restoring {plan.set_id}", requested_by="restore", run_id=run_id, only=plan.components
     )
     set_id = reserve(services, request)
     services.progress.say(f"safety set {set_id}: what the live stores hold now")
+    warnings: tuple[str, ...] = ()
     try:
         backup_holding_the_lock(services, set_id, request)
     except BackupIncomplete as exc:
         if exc.partial is None and len(exc.failures) < len(plan.components):
             raise
-        for name, error in exc.failures.items():
-            services.progress.say(f"{name} cannot be saved before the restore: {error.message}")
-        set_id = set_id if exc.partial else ""
-    return set_id, time.monotonic() - began
+        warnings = tuple(f"{name} could not be saved before the restore: {error.message}" for name, error in exc.failures.items())
+        if exc.partial is None:
+            set_id = ""
+            warnings = ("there is no safety set: nothing of what is replaced could be saved", *warnings)
+        for line in warnings:
+            services.progress.say(line)
+    return Safety(set_id, time.monotonic() - began, warnings)
 
 
 def _stage_all(run: _Run, backup_set: BackupSet) -> None:

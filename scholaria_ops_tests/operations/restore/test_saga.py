@@ -20,6 +20,7 @@ from scholaria_ops.operations.restore.fence import FenceFailed
 from scholaria_ops.operations.restore.options import RestoreOptions
 from scholaria_ops.operations.restore.plan import Plans, plan_restore
 from scholaria_ops.operations.restore.recover import NotTakenBack, recover_now
+from scholaria_ops.operations.restore.report import steps_of
 from scholaria_ops.operations.restore.saga import RestoreFailed, execute
 from scholaria_ops.operations.restore.undo import plan_undo
 from scholaria_ops.stores.live import Objection
@@ -224,6 +225,51 @@ def test_a_safety_set_of_the_real_stores_is_taken_first_and_says_so(bench: Bench
     assert [n for n, _ in safety.set.manifest.parts()] == ["redis"]
     assert safety.set.manifest.missing["postgres"] == "not asked for"
     assert here.served == ["old", here.set_id, "old"]
+
+
+def test_what_cannot_be_saved_is_in_the_plan_and_in_the_journal(bench: BenchFactory, services_factory: ServicesFactory) -> None:
+    here = bench()
+    here.services = services_factory(REDIS_USERNAME="nobody", REDIS_PASSWORD="wrong")
+    plan = here.plan(safety=True, components=("redis", "qdrant"))
+    assert list(plan.unsaved) == ["redis"]
+    steps = list(steps_of(plan))
+    assert steps[0] == "take a pre_restore set of Qdrant as they are now"
+    assert steps[1].startswith("Redis cannot be saved before it is replaced: ")
+
+    def never(_why: str) -> bool:
+        pytest.fail("something was saved: that is what was agreed to")
+
+    journal = execute(here.services, here.live, plan, confirm=never).journal
+    assert journal.safety_set
+    assert journal.warnings[0].startswith("redis could not be saved before the restore: ")
+
+
+def test_where_nothing_can_be_saved_it_is_asked_once_more_and_said_at_the_end(
+    bench: BenchFactory, services_factory: ServicesFactory
+) -> None:
+    here = bench()
+    here.services = services_factory(REDIS_USERNAME="nobody", REDIS_PASSWORD="wrong")
+    plan = here.plan(safety=True, components=("redis",))
+    assert next(iter(steps_of(plan))) == "take NO safety set of what is replaced"
+    asked: list[str] = []
+
+    def refusing(why: str) -> bool:
+        asked.append(why)
+        return False
+
+    with pytest.raises(Refused, match="nothing of what would be replaced can be saved"):
+        execute(here.services, here.live, plan, confirm=refusing)
+    assert "there is no safety set: nothing of what is replaced could be saved; redis could not be saved" in asked[0]
+    assert (here.steps, here.journals.all()) == ([], [])
+    for confirm in (lambda _: True, None):
+        journal = execute(here.services, here.live, plan, confirm=confirm).journal
+        assert journal.safety_set == ""
+        assert journal.warnings[0] == "there is no safety set: nothing of what is replaced could be saved"
+        assert journal.warnings[1].startswith("redis could not be saved before the restore: ")
+    here.fails["redis"] = {"switch": unavailable("it broke")}
+    with pytest.raises(RestoreFailed):
+        execute(here.services, here.live, plan)
+    assert here.journals.all()[-1].warnings[0].startswith("there is no safety set"), "also where the restore fails"
 
 
 def test_what_a_plan_has_hashed_is_not_read_again_unless_it_was_touched(bench: BenchFactory, monkeypatch: pytest.MonkeyPatch) -> None:
