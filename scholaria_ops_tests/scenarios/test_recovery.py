@@ -194,11 +194,15 @@ def test_a_restore_of_everything_while_the_application_writes_and_back_again(ins
     names = json.loads((site.directory / "backups" / f"scholaria_backup_{set_of(site)['id']}" / "backup_manifest.json").read_text())
     assert not [c for c in names["qdrant"]["evidence"]["collections"] if "__before_" in c], "what is kept is no part of a backup"
 
+    site.sql("SELECT setval('rag_topic_id_seq', 7000000)")
     shown = site.ops("restore", "--undo", "--dry-run").out
     assert "would be undone in PostgreSQL, Redis, Qdrant" in shown
     site.ops("restore", "--undo", "--force")
     ((undone,),) = site.sql("SELECT count(*) FROM rag_questionhistory WHERE session_id = 'app'")
     assert undone >= before, "every row from before the restore is there again"
+    assert site.sql("SELECT last_value, is_called FROM rag_topic_id_seq") == [(7000000, True)], (
+        "ids given out since are not given out again"
+    )
     site.ops("restore", "--discard-old", "--force")
     assert site.sql("SELECT datname FROM pg_database WHERE datname LIKE 'scholaria\\_%'") == []
     site.ops("restore", "--undo", "--force", code=2)

@@ -13,14 +13,13 @@ from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence
 from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.errors import OpsError, StoreError, ToolFailed
 from scholaria_ops.operations.backup import STARTED_BY_SENSOR, BackupRequest, reserve
-from scholaria_ops.operations.correspondence import correspondence, largest_point
+from scholaria_ops.operations.correspondence import correspondence
+from scholaria_ops.operations.restore.ids import ids_given_out, raise_sequences
 from scholaria_ops.operations.restore.tasks import Waiting, report_lines, without_row
 from scholaria_ops.operations.services import Services
 from scholaria_ops.process import run
-from scholaria_ops.profiles.scholaria import CHUNK_ID, CHUNK_TABLE
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.postgres.measure import alembic_revision
-from scholaria_ops.stores.postgres.sequences import given_out, largest_possible, raise_all, raise_sequence
 from scholaria_ops.stores.postgres.session import open_session
 
 _POLL_S = 1.0
@@ -63,11 +62,8 @@ class After:
         """Remember which ids the live database has given out: queued tasks, points and people may know them."""
         if "postgres" not in stores:
             return
-        try:
-            self.given_out = given_out(self.services.settings.postgres_restore, cancel=self.services.cancel)
-        except OpsError as exc:
-            # Damaged or gone: that is why it is replaced. What Qdrant knows is looked at all the same.
-            self.told.append(f"the ids that the former database gave out could not be read, and may be given out again: {exc.message}")
+        self.given_out, untold = ids_given_out(self.services)
+        self.told += untold
 
     def before_writers(self, backup_set: BackupSet, stores: Sequence[StoreName]) -> None:
         """Raise sequences above every id that is known, then run the hook.
@@ -108,21 +104,7 @@ class After:
             self.services.progress.say(line)
 
     def _raise_sequences(self) -> None:
-        settings = self.services.settings
-        raised = raise_all(settings.postgres_restore, self.given_out, cancel=self.services.cancel)
-        if raised:
-            self.services.progress.say(f"{raised} sequence(s) go on above the ids that were given out before the restore")
-        # A point whose id no row can have is no reason to use up all ids.
-        most = largest_possible(settings.postgres_restore, CHUNK_TABLE, CHUNK_ID, cancel=self.services.cancel)
-        try:
-            highest = largest_point(settings.qdrant, below=most, cancel=self.services.cancel) if most else 0
-        except OpsError as exc:
-            self.services.cancel.check()  # else it is down: no reason to do without PostgreSQL as well
-            self.told.append(f"the ids that Qdrant knows could not be read, and may be given out again: {exc.message}")
-            return
-        line = raise_sequence(settings.postgres_restore, CHUNK_TABLE, CHUNK_ID, highest, cancel=self.services.cancel)
-        if line:
-            self.services.progress.say(line)
+        self.told += raise_sequences(self.services, self.given_out)
 
     def look(self, backup_set: BackupSet, stores: Sequence[StoreName]) -> Aftermath:
         """See whether the stores fit together and the application is well. Changes nothing, and may go on while the stores

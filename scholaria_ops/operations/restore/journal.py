@@ -66,6 +66,8 @@ class Journal(Model):
     switched_at: AwareDatetime | None = None
     #: Stores that have gone back, while undoing.
     undone: tuple[StoreName, ...] = ()
+    #: Sequence → the largest id that the database which an undo sets aside has given out.
+    given_out: dict[str, int] = Field(default_factory=dict)
     #: What was kept, for people.
     kept: tuple[str, ...] = ()
     #: What was measured and found, once it is done: seconds by name, what wants attention, the backup that was asked for.

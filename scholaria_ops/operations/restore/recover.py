@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from scholaria_ops.cancel import CancelToken, uninterrupted
 from scholaria_ops.catalogue.evidence.base import StoreName
-from scholaria_ops.errors import Busy, Cancelled, OpsError, StoreError
+from scholaria_ops.errors import Busy, Cancelled, OpsError, Refused, StoreError, StoreUnavailable
 from scholaria_ops.operations.restore.fence import FenceFailed, fence_of
+from scholaria_ops.operations.restore.ids import ids_given_out, raise_sequences
 from scholaria_ops.operations.restore.journal import Journal, Journals
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.services import Services
@@ -44,8 +45,7 @@ def recover(services: Services, live: LiveStores, ctx: Context) -> list[str]:
         if journal.phase == "switched":
             lines += _carry_to_its_end(services, live, journals, journal, ctx)
         elif journal.phase == "undoing":
-            ctx.cancel.check()
-            lines += carry_on_undoing(services, live, journals, journal, ctx)
+            lines += _resume_undoing(services, live, journals, journal, ctx)
         else:
             lines += [
                 f"the restore {journal.id} of {journal.set_id} had been cut off; it is taken back",
@@ -144,6 +144,15 @@ def naming_the_way_out(restore_id: str) -> Iterator[None]:
         raise
 
 
+def _resume_undoing(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
+    ctx.cancel.check()
+    untold: list[str] = []
+    if "postgres" in journal.stores and not journal.given_out and not journal.undone:  # cut off before they were noted
+        given_out, untold = ids_given_out(services)
+        journal = journals.write(journal.model_copy(update={"given_out": given_out}))
+    return untold + carry_on_undoing(services, live, journals, journal, ctx)
+
+
 def carry_on_undoing(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
     """Bring the stores that have not gone back yet to where they were before the restore, and start the writers.
 
@@ -175,6 +184,11 @@ def _all_undone(services: Services, live: LiveStores, journals: Journals, journa
         lines.append(f"{name}: serves what it served before the restore {journal.id}; {switched.lockout_s:.2f} s without service")
         lines += switched.warnings
     try:
+        if "postgres" in journal.undone:
+            lines += _ids_go_on(services, journal, ctx)
+    except OpsError as exc:
+        failures.append(f"postgres: ids may be given out again: {_told(exc)}")
+    try:
         if journal.fenced:
             journal = writers_started(services, journals, journal)
     except OpsError as exc:
@@ -187,3 +201,15 @@ def _all_undone(services: Services, live: LiveStores, journals: Journals, journa
         )
     journals.write(journal.model_copy(update={"phase": "undone", "ended_at": services.now()}))
     return lines
+
+
+def _ids_go_on(services: Services, journal: Journal, ctx: Context) -> list[str]:
+    """Have the database that is served again give out no id that the one set aside has given out: points and people may know them."""
+    try:
+        return raise_sequences(replace(services, cancel=ctx.cancel), journal.given_out)
+    except StoreUnavailable:
+        raise  # it is down: the next command raises them
+    except Refused:
+        return []  # there was no database before, or it lets nobody in: nobody is given an id there
+    except StoreError as exc:  # waiting for it would leave the writers stopped
+        return [f"ids that were given out since the restore may be given out again: {exc.message}"]

@@ -7,10 +7,11 @@ import json
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from scholaria_ops.cancel import CancelToken, Deferred, uninterrupted
+from scholaria_ops.cancel import Deferred, uninterrupted
 from scholaria_ops.catalogue.evidence.base import Model, StoreName
 from scholaria_ops.errors import Cancelled, Refused, UsageError
 from scholaria_ops.operations.restore.fence import Fence, fence_of
+from scholaria_ops.operations.restore.ids import ids_given_out
 from scholaria_ops.operations.restore.journal import Journal, Journals
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.restore.recover import FINISHED, carry_on_undoing, naming_the_way_out, recover
@@ -88,20 +89,25 @@ def undo(services: Services, live: LiveStores, plan: UndoPlan) -> list[str]:
             # From here on a crash is carried on: half of the stores in one time and half in another helps nobody.
             undoing = journals.write(journal.model_copy(update={"phase": "undoing", "fenced": fence.configured, "kept": ()}))
             try:
-                _stop_writers(fence, services.cancel, told)
+                undoing, untold = _stopped(services, journals, undoing, fence, told)
             except BaseException:
                 journals.write(journal)
                 raise
             told.text = FINISHED
-            return lines + carry_on_undoing(services, live, journals, undoing, ctx)
+            return lines + untold + carry_on_undoing(services, live, journals, undoing, ctx)
 
 
-def _stop_writers(fence: Fence, cancel: CancelToken, told: Deferred) -> None:
-    """Stop the writers; where somebody says stop to us meanwhile, start them again."""
-    fence.stop(cancel)
-    if told.asked or cancel.cancelled:
+def _stopped(services: Services, journals: Journals, journal: Journal, fence: Fence, told: Deferred) -> tuple[Journal, list[str]]:
+    """Stop the writers and note which ids they were given; where that fails, or somebody says stop to us, start them again."""
+    fence.stop(services.cancel)
+    try:
+        given_out, untold = ids_given_out(services) if "postgres" in journal.stores else ({}, [])
+        if told.asked or services.cancel.cancelled:
+            raise Cancelled("stopped before any store had gone back")
+        return journals.write(journal.model_copy(update={"given_out": given_out})), untold
+    except BaseException:
         fence.start()
-        raise Cancelled("stopped before any store had gone back")
+        raise
 
 
 def _require_undoable(live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scholaria_ops.catalogue.sets import BackupSet
+from scholaria_ops.operations.restore import recover, undo
 from scholaria_ops.operations.restore.after import After, Aftermath
 from scholaria_ops_tests.operations.conftest import ServicesFactory
 from scholaria_ops_tests.operations.restore.bench import Bench, BenchFactory
@@ -19,6 +20,9 @@ def _no_aftermath(monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows a switch concerns real stores, which the stand-ins are not; it has tests of its own."""
     monkeypatch.setattr(After, "before_switch", lambda *_: None)
     monkeypatch.setattr(After, "_raise_sequences", lambda *_: None)
+    for module in (undo, recover):
+        monkeypatch.setattr(module, "ids_given_out", lambda *_: ({}, []))
+    monkeypatch.setattr(recover, "raise_sequences", lambda *_: [])
     monkeypatch.setattr(After, "look", lambda *_: Aftermath())
     monkeypatch.setattr(After, "ask_for_backup", lambda _self, _set, found: found)
 

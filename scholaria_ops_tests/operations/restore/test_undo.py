@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from scholaria_ops.catalogue.evidence.base import STORE_NAMES
-from scholaria_ops.errors import Cancelled, Refused, StoreError, UsageError
+from scholaria_ops.errors import Cancelled, Refused, StoreError, StoreUnavailable, UsageError
+from scholaria_ops.operations.restore import recover as recover_module
+from scholaria_ops.operations.restore import undo as undo_module
 from scholaria_ops.operations.restore.journal import Journals
 from scholaria_ops.operations.restore.recover import NotTakenBack, recover_now
 from scholaria_ops.operations.restore.saga import RestoreFailed
 from scholaria_ops.operations.restore.undo import discard, plan_undo, undo
+from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Notebook, Switched
 from scholaria_ops_tests.operations.restore.bench import BenchFactory, killed
@@ -218,3 +222,65 @@ def test_a_signal_before_the_first_store_goes_back_ends_the_undo_and_starts_the_
         undo(here.services, here.live, plan)
     assert (here.served, here.writers) == ([here.set_id] * 3, "running")
     assert plan_undo(here.services, here.live).kept == plan.kept
+
+
+@pytest.fixture
+def sequences(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The ids that the served database has given out (900), and a file of what sequences were raised to."""
+    file = tmp_path / "raised"
+
+    def raised(_services: Services, at_least: Mapping[str, int]) -> list[str]:
+        with file.open("a") as out:
+            out.write(f"{dict(at_least)}\n")
+        return []
+
+    for module in (undo_module, recover_module):
+        monkeypatch.setattr(module, "ids_given_out", lambda *_: ({"public.topic_id_seq": 900}, []))
+    monkeypatch.setattr(recover_module, "raise_sequences", raised)
+    return file
+
+
+@pytest.mark.slow(6)
+def test_ids_that_were_given_out_since_the_restore_are_not_given_out_again_whenever_it_is_killed(
+    bench: BenchFactory, tmp_path: Path, sequences: Path
+) -> None:
+    here = bench()
+    for write in range(1, 40):
+        for path in (*tmp_path.glob("*.live"), tmp_path / "log"):
+            path.unlink(missing_ok=True)
+        here.execute()
+        sequences.unlink(missing_ok=True)
+        plan = plan_undo(here.services, here.live)
+        ended = killed(here, write, lambda plan=plan: undo(here.services, here.live, plan))  # type: ignore[misc]
+        recover_now(here.services, here.live)
+        assert here.writers == "running"
+        if here.journals.all()[-1].phase == "undone":
+            *_, last = sequences.read_text().splitlines()
+            assert last == "{'public.topic_id_seq': 900}", f"after a kill at write {write}"
+        if ended == 0:
+            break
+        discard(here.services, here.live)
+    else:
+        pytest.fail("the undo never came to its end")
+
+
+def test_sequences_that_cannot_be_raised_are_told_or_tried_again_where_the_database_is_down(
+    bench: BenchFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = bench()
+    here.execute()
+
+    def failing(error: StoreError | Refused) -> None:
+        def raise_it(*_: object) -> list[str]:
+            raise error
+
+        monkeypatch.setattr(recover_module, "raise_sequences", raise_it)
+
+    failing(StoreUnavailable("nobody answers"))
+    with pytest.raises(NotTakenBack, match="postgres: ids may be given out again: nobody answers"):
+        undo(here.services, here.live, plan_undo(here.services, here.live))
+    assert (here.served, here.writers) == (["old"] * 3, "running")
+    failing(StoreError("its maximum is lower"))
+    lines = recover_now(here.services, here.live)
+    assert "ids that were given out since the restore may be given out again: its maximum is lower" in lines
+    assert here.journals.unfinished() == []
