@@ -175,14 +175,18 @@ def test_an_undo_that_one_store_would_refuse_touches_none(bench: BenchFactory) -
     assert here.served == ["old"] * 3
 
 
+@pytest.mark.parametrize("resumed", [False, True], ids=["undo", "recover"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_stores_go_back_does_not_stop_the_rest_and_is_answered(
-    bench: BenchFactory, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals
+    bench: BenchFactory, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals, resumed: bool
 ) -> None:
     here = bench()
     here.execute()
     plan = plan_undo(here.services, here.live)
     real = StandIn.undo
+    if resumed:
+        (journal,) = here.journals.all()
+        here.journals.write(journal.model_copy(update={"phase": "undoing", "fenced": True}))
 
     def signalled(store: StandIn, notebook: Notebook, ctx: Context) -> Switched:
         signal.raise_signal(number)
@@ -190,7 +194,7 @@ def test_a_signal_while_stores_go_back_does_not_stop_the_rest_and_is_answered(
 
     monkeypatch.setattr(StandIn, "undo", signalled)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    lines = undo(here.services, here.live, plan)
+    lines = recover_now(here.services, here.live) if resumed else undo(here.services, here.live, plan)
     assert len(lines) == 3
     assert (here.served, here.writers) == (["old"] * 3, "running")
     assert "this is brought to its end first" in capfd.readouterr().err

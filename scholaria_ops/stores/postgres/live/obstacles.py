@@ -52,7 +52,7 @@ def objections(found: Situation, ctx: Context, *, accept_replication: bool) -> I
     if others := being_restored(found.dbname, (d.name for d in found.existing.values())):
         yield Objection(
             message=f"another restore of {found.dbname} has not ended: the server holds {', '.join(others)}",
-            hint="Let it end or take it back; if it was made elsewhere and is forgotten, drop that database by hand.",
+            hint="Let it end or take it back; if it was given up, or made elsewhere and is forgotten, drop that database by hand.",
         )
     if found.live and (prepared := prepared_transactions(session, found.live.name)):
         yield Objection(

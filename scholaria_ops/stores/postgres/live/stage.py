@@ -179,7 +179,7 @@ def _require_plan_holds(session: Session, plan: PostgresPlan) -> None:
     if others := being_restored(plan.dbname, (d.name for d in existing.values())):
         raise Refused(
             f"another restore of {plan.dbname} at {session.where} has not ended: it holds {', '.join(others)}",
-            hint="Let it end or take it back; if it was made elsewhere and is forgotten, drop that database by hand.",
+            hint="Let it end or take it back; if it was given up, or made elsewhere and is forgotten, drop that database by hand.",
             store="postgres",
         )
 

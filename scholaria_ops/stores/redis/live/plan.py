@@ -19,7 +19,7 @@ from scholaria_ops.stores.redis.live import rights
 from scholaria_ops.stores.redis.live.budget import local_needs, server_needs
 from scholaria_ops.stores.redis.live.classes import Classes, apply
 from scholaria_ops.stores.redis.live.effects import compare_names, describe, describe_names, describe_tasks
-from scholaria_ops.stores.redis.live.journal import find_marker
+from scholaria_ops.stores.redis.live.journal import STAGED, SWITCHED, find_marker
 from scholaria_ops.stores.redis.live.link import Link
 from scholaria_ops.stores.redis.live.swap import function_code, function_name
 from scholaria_ops.stores.redis.live.tasks import QueuedTask, queued_tasks
@@ -182,7 +182,8 @@ def unfit(wire: Wire, info: ServerInfo) -> list[Objection]:
     elif marked := find_marker(wire, info):
         object_to(
             f"restore {marked[1].restore} was left unfinished on Redis at {where} (marker in database {marked[0]})",
-            "Roll it back, or finish it, first.",
+            "`scholaria-ops restore --recover` rolls it back or finishes it; of one that was given up, empty its spare databases, then "
+            f"SELECT {marked[0]}, DEL {STAGED} {SWITCHED}.",
         )
     if info.info.get("rdb_last_bgsave_status", "ok") != "ok":
         object_to(f"the last BGSAVE of Redis at {where} failed: it may refuse writes", "Look at its log and its disk.")
