@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,23 +73,6 @@ def run(
             return run_job(definition, opened, progress=shown, partition=partition, config=config, run_id=run_id)
         finally:
             tell_without_daemon(services(shown), opened, run_id)
-
-
-def warm_up(job: str) -> None:
-    """Begin to import what :func:`run` needs for a job, in a thread, while the caller waits for servers.
-
-    What goes wrong is told when it is needed.
-    """
-
-    def load() -> None:
-        with contextlib.suppress(Exception), importing():
-            from scholaria_ops.pipeline import history, notifications, runner
-            from scholaria_ops.pipeline.one_job import one_job
-
-            assert history and notifications and runner  # noqa: S101, PT018
-            one_job(job)
-
-    threading.Thread(target=load, name="warm-up", daemon=True).start()
 
 
 def when(instant: Any) -> str:

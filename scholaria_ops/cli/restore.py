@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from scholaria_ops.catalogue.sets import Kind
-from scholaria_ops.cli.common import JsonOption, SetArgument, component, run, services, warm_up, when
+from scholaria_ops.cli.common import JsonOption, SetArgument, component, run, services, when
 from scholaria_ops.cli.main import app
 from scholaria_ops.cli.output import emit_json, err, out, paused, plain, print_table, showing_progress
 from scholaria_ops.errors import ConfigError, Refused, UsageError
@@ -95,8 +95,6 @@ def _restore(reference: str, options: RestoreOptions, source: str, *, dry_run: b
         raise ConfigError(f"source {source!r} does not exist", hint="Use local or offsite.")
     with showing_progress() as progress:
         here = services(progress)
-        if force and not dry_run:
-            warm_up("restore")
         reference = _at_hand(here, reference) if source == "offsite" else _adopted(here, reference, options)
         plan = plan_restore(here, live_stores(here, options), reference, options)
     Plans(here.catalogue).show(plan)

@@ -15,7 +15,7 @@ from scholaria_ops.stores.redis.info import look
 from scholaria_ops.stores.redis.live.extract import TooLarge, extract
 from scholaria_ops.stores.redis.live.journal import SWITCHED, Crossing, Journal, Kept
 from scholaria_ops.stores.redis.live.link import Link
-from scholaria_ops.stores.redis.live.read_back import Expected, compare_some
+from scholaria_ops.stores.redis.live.read_back import compare_some
 from scholaria_ops.stores.redis.live.staging import forget, receive_into
 from scholaria_ops.stores.redis.rdb import RdbWriter, version_of
 from scholaria_ops.stores.redis.restore import loaded_scratch
@@ -24,15 +24,17 @@ from scholaria_ops.stores.redis.take import Intake, receive
 from scholaria_ops.stores.redis.wire import Wire
 
 _GZIP_LEVEL = 1
+#: Any version of the RDB format: whether the scratch server reads it shows when it loads.
+_ANY = 1 << 16
 _SHOWN = 3
 
 
 def keep(link: Link, crossing: Crossing, journal: Journal, ctx: Context) -> Kept:
     """Write the databases that were swapped out, under their own numbers and with their functions, into an RDB, and load it again.
 
-    They lie in the spare databases, where nobody writes. The file is complete when this returns: a server has loaded it, holds
-    as many keys in each database, and of a sample of them the very values and expiries. Anything half-written of an earlier
-    attempt is replaced.
+    They lie in the spare databases, where nobody writes. The file is complete when this returns: a server has loaded what was
+    written, holds as many keys in each database, and of a sample of them the very values and expiries. Anything half-written of
+    an earlier attempt is replaced.
 
     Raises:
         VerificationFailed: what was written does not load as what was read. The data stay in the spare databases.
@@ -42,36 +44,37 @@ def keep(link: Link, crossing: Crossing, journal: Journal, ctx: Context) -> Kept
     with link.wire(ctx) as wire:
         databases = look(wire).databases
         try:
-            kept, sample = _key_by_key(wire, crossing, journal, path, own_numbers, ctx)
-            _load_again(wire, kept, own_numbers, sample, journal, ctx, databases=databases)
+            return _key_by_key(wire, crossing, journal, path, own_numbers, databases, ctx)
         except (TooLarge, UnreadableRdb) as exc:
             ctx.log.info("redis: what was served before is taken from an RDB of the server's own: %s", exc)
-        else:
-            return kept
-        kept = _from_an_rdb(link, crossing, journal, path, own_numbers, databases, ctx)
-        _load_again(wire, kept, own_numbers, {}, journal, ctx, databases=databases)
-    return kept
+    return _from_an_rdb(link, crossing, journal, path, own_numbers, databases, ctx)
 
 
 def _key_by_key(
-    wire: Wire, crossing: Crossing, journal: Journal, path: Path, own_numbers: dict[int, int], ctx: Context
-) -> tuple[Kept, dict[int, list[Expected]]]:
+    wire: Wire, crossing: Crossing, journal: Journal, path: Path, own_numbers: dict[int, int], databases: int | None, ctx: Context
+) -> Kept:
     path.unlink(missing_ok=True)
-    raw = Raw()
-    with GzipWriter(path, level=_GZIP_LEVEL) as out:
-
-        def write(block: bytes) -> None:
-            raw.add(block)
-            out.write(block)
-
-        wire.call("SELECT", crossing.ledger)
-        rdb = RdbWriter(write, version_of(wire.call("DUMP", SWITCHED)))
-        for code in journal.get_code(crossing.functions_before):
-            rdb.function(code)
-        extracted = extract(wire, own_numbers, rdb, ctx.cancel)
-        rdb.end()
-        written = out.finish()
-    return Kept(artifact=_artifact(path, written, raw), keys=extracted.keys), extracted.sample
+    with Scratch(ctx, databases=max(databases or 16, *own_numbers.values()) + 1, label="redis-keep") as scratch:
+        with scratch.spool() as spool, GzipWriter(path, level=_GZIP_LEVEL) as out:
+            wire.call("SELECT", crossing.ledger)
+            intake = Intake([spool.write, out.write], readable=_ANY, scratch_version=scratch.version, source_version=scratch.version)
+            rdb = RdbWriter(intake, version_of(wire.call("DUMP", SWITCHED)))
+            for code in journal.get_code(crossing.functions_before):
+                rdb.function(code)
+            extracted = extract(wire, own_numbers, rdb, ctx.cancel)
+            rdb.end()
+            written = out.finish()
+        kept = Kept(artifact=_artifact(path, written, intake.raw), keys=extracted.keys)
+        scratch.load()
+        wrong = _wrong_numbers(scratch, kept)
+        for there, number in own_numbers.items():
+            if number in extracted.sample:
+                wire.call("SELECT", there)
+                scratch.wire.call("SELECT", number)
+                wrong += compare_some(scratch.wire, wire, number, extracted.sample[number])
+    _refuse(wrong, kept)
+    _same_file(kept, journal)
+    return kept
 
 
 def _from_an_rdb(
@@ -89,10 +92,13 @@ def _from_an_rdb(
             scratch.wire.call("FUNCTION", "LOAD", code)
         keys = scratch.keyspace()
         with GzipWriter(path, level=_GZIP_LEVEL) as out:
-            intake = Intake([out.write], readable=1 << 16, scratch_version=scratch.version, source_version=scratch.version)
+            intake = Intake([out.write], readable=_ANY, scratch_version=scratch.version, source_version=scratch.version)
             receive(scratch.server.connection, "disk", intake, ctx, timeout_s=24 * 3600, may_fall_back=False)
             written = out.finish()
-    return Kept(artifact=_artifact(path, written, intake.raw), keys=keys)
+    kept = Kept(artifact=_artifact(path, written, intake.raw), keys=keys)
+    with opened(kept, journal, ctx, databases=databases) as again:
+        _refuse(_wrong_numbers(again, kept), kept)
+    return kept
 
 
 def _artifact(path: Path, written: Written, raw: Raw) -> Artifact:
@@ -110,25 +116,12 @@ def _artifact(path: Path, written: Written, raw: Raw) -> Artifact:
     )
 
 
-def _load_again(
-    wire: Wire,
-    kept: Kept,
-    own_numbers: dict[int, int],
-    sample: dict[int, list[Expected]],
-    journal: Journal,
-    ctx: Context,
-    *,
-    databases: int | None,
-) -> None:
-    with opened(kept, journal, ctx, databases=databases) as again:
-        wrong = []
-        if (loaded := again.keyspace()) != kept.keys:
-            wrong.append(f"{loaded} keys by database instead of {kept.keys}")
-        for there, number in own_numbers.items():
-            if number in sample:
-                wire.call("SELECT", there)
-                again.wire.call("SELECT", number)
-                wrong += compare_some(again.wire, wire, number, sample[number])
+def _wrong_numbers(loaded: Scratch, kept: Kept) -> list[str]:
+    found = loaded.keyspace()
+    return [] if found == kept.keys else [f"{found} keys by database instead of {kept.keys}"]
+
+
+def _refuse(wrong: list[str], kept: Kept) -> None:
     if wrong:
         raise VerificationFailed(
             f"{kept.artifact.path}, what Redis served before, loads as something else: {'; '.join(wrong[:_SHOWN])}",
@@ -151,6 +144,13 @@ def opened(kept: Kept, journal: Journal, ctx: Context, *, databases: int | None)
     Raises:
         Refused: the file is gone, or is not the one that was written.
     """
+    path = _same_file(kept, journal)
+    highest = max(keys_of(kept, journal), default=0)
+    with loaded_scratch(path, kept.artifact, ctx, databases=max(databases or 16, highest + 1)) as scratch:
+        yield scratch
+
+
+def _same_file(kept: Kept, journal: Journal) -> Path:
     path = journal.path(kept.artifact.path)
     try:
         written = hash_file(path)
@@ -158,9 +158,7 @@ def opened(kept: Kept, journal: Journal, ctx: Context, *, databases: int | None)
         raise _lost(f"{path} is gone") from exc
     if (written.size, written.sha256) != (kept.artifact.size_bytes, kept.artifact.sha256):
         raise _lost(f"{path} is not the file that was written: its SHA-256 is {written.sha256}")
-    highest = max(keys_of(kept, journal), default=0)
-    with loaded_scratch(path, kept.artifact, ctx, databases=max(databases or 16, highest + 1)) as scratch:
-        yield scratch
+    return path
 
 
 def keys_of(kept: Kept, journal: Journal) -> dict[int, int]:
