@@ -47,7 +47,11 @@ class Ended:
 
 
 class AnonymousMemory:
-    """Samples the anonymous memory (``RssAnon``, bytes) of a Python process and of the Python processes below it."""
+    """Samples the anonymous memory (``RssAnon``, bytes) of a Python process and of the Python processes below it.
+
+    What a process that was forked a moment ago still shares with its parent counts once (``Pss_Anon``): until it becomes
+    another program, all of its memory is the parent's.
+    """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -64,35 +68,48 @@ class AnonymousMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        family, looked = [self._pid], time.monotonic()
+        children: list[int] = []
+        looked = time.monotonic()
         while not self._stop.wait(_SAMPLE_S):
             if time.monotonic() - looked > _TREE_S:
-                family, looked = [self._pid, *_python_children(self._pid)], time.monotonic()
-            self.peak = max(self.peak, sum(rss_anon(pid) for pid in family))
+                children, looked = _children(self._pid), time.monotonic()
+            # A child may have been a copy of its parent then, and be a server by now.
+            ours = [pid for pid in children if _is_python(pid)]
+            anonymous = sum(pss_anon(pid) for pid in (self._pid, *ours)) if ours else rss_anon(self._pid)
+            self.peak = max(self.peak, anonymous)
 
 
 def rss_anon(pid: int) -> int:
     """``RssAnon`` of a process in bytes; 0 when it is gone."""
+    return _kilobytes(Path(f"/proc/{pid}/status"), "RssAnon:")
+
+
+def pss_anon(pid: int) -> int:
+    """``Pss_Anon`` of a process in bytes: as ``RssAnon``, but of what processes share each has its part; 0 when it is gone."""
+    return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss_Anon:")
+
+
+def _kilobytes(path: Path, name: str) -> int:
     try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
+        for line in path.read_text().splitlines():
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     except (FileNotFoundError, ProcessLookupError):
         pass
     return 0
 
 
-def _python_children(pid: int) -> list[int]:
+def _children(pid: int) -> list[int]:
     try:
-        return [c.pid for c in psutil.Process(pid).children(recursive=True) if _is_python(c)]
+        return [c.pid for c in psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
 
 
-def _is_python(process: psutil.Process) -> bool:
+def _is_python(pid: int) -> bool:
     try:
-        return Path(process.exe()).name.startswith("python")
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return Path(f"/proc/{pid}/exe").readlink().name.startswith("python")
+    except OSError:  # it is gone, or somebody else's
         return False
 
 

@@ -20,7 +20,8 @@ _LOCKOUT_S = {"postgres": 1.0, "redis": 1.0, "qdrant": 0.2}
 #: What two measurements of the same differ by on a quiet machine; more than that from the smallest to the largest size is growth.
 _GROWTH_S = 0.2
 
-BARE, PLAIN, ALIAS, SAFE = "bare restores", "by plain name, undisturbed", "by alias, application at work", "by alias, with a safety set"
+BARE, PLAIN, CALM = "bare restores", "by plain name, undisturbed", "by alias, undisturbed"
+ALIAS, SAFE = "by alias, application at work", "by alias, with a safety set"
 
 
 class Outside(BaseModel):
@@ -80,9 +81,10 @@ def restore_goals(results: Sequence[Result]) -> list[Goal]:
     """The promises about restores, as far as they were measured. The lock-out is the longer of the product's and the outside figure."""
     goals = []
     for r in results:
-        if PLAIN in r.cases and BARE in r.cases:
-            took = r.cases[PLAIN].seconds / r.cases[BARE].seconds
-            goals.append(Goal(f"factor {r.factor:g}: a restore of all stores takes at most 1.6 × the bare tools", took, _TIMES_BARE))
+        for case, how in ((PLAIN, "the first restore of all stores, by plain name,"), (CALM, "a later one, by alias,")):
+            if case in r.cases and BARE in r.cases:
+                took = r.cases[case].seconds / r.cases[BARE].seconds
+                goals.append(Goal(f"factor {r.factor:g}: {how} takes at most 1.6 × the bare tools", took, _TIMES_BARE))
     for r in results:
         for store, limit in _LOCKOUT_S.items():
             if (found := lockout(r, store)) is not None:
@@ -134,11 +136,7 @@ def lockout_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]
     for r in results:
         for name, case in r.cases.items():
             for store, inside in case.lockout_s.items():
-                seen = case.outside.get(store)
-                outside = (
-                    [f"{seen.switch_s:.3f}", f"{seen.elsewhere_s:.3f}", f"{seen.failures:,} of {seen.operations:,}"] if seen else ["–"] * 3
-                )
-                rows.append([f"{r.factor:g}", name, TITLES[store], f"{inside:.3f}", *outside])
+                rows.append([f"{r.factor:g}", name, TITLES[store], f"{inside:.3f}", *_seen(case.outside.get(store))])
     return ["factor", "restore", "store", "told, s", "seen, s", "seen elsewhere, s", "failed operations"], rows
 
 

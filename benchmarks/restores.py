@@ -16,7 +16,7 @@ from benchmarks.cases import product
 from benchmarks.machine import this_machine
 from benchmarks.measure import Ended, settle, steps, timed
 from benchmarks.probe import Seen, read_log
-from benchmarks.restore_results import ALIAS, BARE, PLAIN, SAFE, Outside, Restored, Result
+from benchmarks.restore_results import ALIAS, BARE, CALM, PLAIN, SAFE, Outside, Restored, Result
 from benchmarks.stage import HERE, PROJECT, Stage
 from scholaria_ops import __version__
 from scholaria_ops.catalogue.sets import BackupSet
@@ -57,6 +57,7 @@ class Restores:
         self._case(BARE, lambda: self._bare(taken))
         self._case(PLAIN, lambda: self._restore(taken.id, "--no-safety"))
         if PLAIN in self.cases:  # or the plain names are no aliases yet
+            self._case(CALM, lambda: self._restore(taken.id, "--no-safety"))
             self._case(ALIAS, lambda: self._with_application(taken.id))
             self._case(SAFE, lambda: self._restore(taken.id))
         return Result(factor=self.factor, at=began, surroundings=self._surroundings(), cases=self.cases, failures=self.failures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from benchmarks import cases
-from benchmarks.measure import Series, rss_anon, steps
+from benchmarks.measure import AnonymousMemory, Series, rss_anon, steps
 from benchmarks.report import write_section
 from benchmarks.stage import PROJECT, require_room
 from scholaria_ops.errors import DiskFull
@@ -108,3 +109,31 @@ def test_anonymous_memory_of_this_process_is_seen() -> None:
     assert rss_anon(os.getpid()) - before > 24 << 20
     assert len(ballast) == 32 << 20
     assert Series("nothing").peak_anon == 0
+
+
+def test_memory_that_a_forked_process_shares_counts_once() -> None:
+    code = "import os, sys; ballast = bytearray(b'x') * (96 << 20); os.fork(); print(flush=True); sys.stdin.read()"
+    assert 96 << 20 < _peak(code) < 150 << 20
+
+
+def test_a_child_that_has_become_another_program_is_not_counted() -> None:
+    """It was seen while it was still a copy of its parent."""
+    hungry = 'awk \'BEGIN { s = sprintf("%200000000s", "x"); print length(s) > "/dev/null"; system("sleep 2") }\''
+    code = (
+        "import os, sys, time\nballast = bytearray(b'x') * (96 << 20)\n"
+        f"if os.fork() == 0:\n    time.sleep(0.8)\n    os.execlp('sh', 'sh', '-c', {hungry!r})\n"
+        "print(), print(flush=True)\nsys.stdin.read()"
+    )
+    assert 96 << 20 < _peak(code, seconds=2.0) < 150 << 20
+
+
+def _peak(code: str, seconds: float = 1.2) -> int:
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdout.readline()
+        process.stdout.readline()
+        with AnonymousMemory(process.pid) as memory:
+            time.sleep(seconds)
+        process.stdin.close()
+    return memory.peak

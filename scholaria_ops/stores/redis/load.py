@@ -28,6 +28,8 @@ from scholaria_ops.stores.redis.wire import READ_BLOCK, ServerError, Wire, conne
 _TASK = "redis: load"
 #: Payloads above this size (bytes) are not sent as one RESTORE: the default proto-max-bulk-len is 512 MB.
 _MAX_PAYLOAD = 256 << 20
+#: Names that the scratch server looks at at once: it serves nobody else.
+_NAMES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ def _exact_streams(scratch: Scratch, wire: Wire, databases: Iterable[int], cance
         cursor = b"0"
         while True:
             cancel.check()
-            cursor, keys = scratch.wire.call("SCAN", cursor, "COUNT", 1000, "TYPE", "stream")
+            cursor, keys = scratch.wire.call("SCAN", cursor, "COUNT", _NAMES, "TYPE", "stream")
             for key in keys:
                 warnings += _exact_stream(scratch, wire, key)
             if cursor == b"0":

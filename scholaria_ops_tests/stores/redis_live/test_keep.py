@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from scholaria_ops.errors import StoreError, VerificationFailed
+from scholaria_ops.errors import Refused, StoreError, VerificationFailed
 from scholaria_ops.sandbox.redis import RedisServer
 from scholaria_ops.sandbox.sandbox import Sandbox
-from scholaria_ops.stores.redis.live import RedisLive, extract
+from scholaria_ops.stores.redis.live import RedisLive, extract, keep
 from scholaria_ops.stores.redis.live.classes import scan
+from scholaria_ops.stores.redis.live.journal import Journal, Kept
+from scholaria_ops.stores.redis.live.staging import measured
 from scholaria_ops.stores.redis.rdb import RdbWriter
 from scholaria_ops.stores.redis.wire import connect
 from scholaria_ops_tests.conftest import ContextFactory
@@ -149,5 +151,29 @@ def test_a_file_that_loads_as_something_else_is_not_believed(
         with pytest.raises(VerificationFailed, match="loads as something else"):
             live.finish(notebook, context_factory())
     assert live.finish(notebook, context_factory()), "it is written anew"
+    live.undo(notebook, context_factory())
+    assert content(server) == before
+
+
+def test_what_was_kept_with_evidence_of_its_own_is_compared_with_that(
+    server: RedisServer, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory
+) -> None:
+    """As restores of earlier versions have kept it: no numbers in the notebook, but a file of evidence."""
+    before = content(server)
+    live = finished(server, backup, notebook, context_factory)
+    journal = Journal(notebook)
+    kept = journal.kept
+    assert kept is not None
+    ctx = context_factory()
+    with keep.opened(kept, journal, ctx, databases=16) as scratch:
+        evidence = measured(scratch, journal.get_evidence(journal.baseline), ctx, like=None)
+    assert evidence.per_database() == kept.keys
+    other = evidence.model_copy(update={"keys": evidence.keys[1:]})
+    for name, told in (("redis_kept_0.json", evidence), ("redis_kept_other.json", other)):
+        journal.put_evidence(name, told)
+    notebook.write(kept=Kept(artifact=kept.artifact, evidence="redis_kept_other.json").model_dump(mode="json"))
+    with pytest.raises(Refused, match="what was kept cannot be used"):
+        live.undo(notebook, context_factory())
+    notebook.write(kept=Kept(artifact=kept.artifact, evidence="redis_kept_0.json").model_dump(mode="json"))
     live.undo(notebook, context_factory())
     assert content(server) == before
