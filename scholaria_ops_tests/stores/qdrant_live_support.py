@@ -102,7 +102,7 @@ class Served:
 def served(connection: QdrantConnection) -> Served:
     with Rest(connection) as rest:
         aliases = aliases_of(rest)
-        contents = {name: note(rest, name, payloads=True, vectors=True).points for name in collections_of(rest)}
+        contents = {name: dict(note(rest, name, payloads=True, vectors=True).points.items()) for name in collections_of(rest)}
         return Served({**contents, **{alias: contents[target] for alias, target in aliases.items()}})
 
 
@@ -116,7 +116,7 @@ class Exactly:
 
 def exactly(connection: QdrantConnection) -> Exactly:
     with Rest(connection) as rest:
-        contents = {name: note(rest, name, payloads=True, vectors=True).points for name in collections_of(rest)}
+        contents = {name: dict(note(rest, name, payloads=True, vectors=True).points.items()) for name in collections_of(rest)}
         return Exactly(contents, aliases_of(rest))
 
 

@@ -22,7 +22,7 @@ from scholaria_ops.stores.qdrant.live.copies import (
 )
 from scholaria_ops.stores.qdrant.live.damage import counted
 from scholaria_ops.stores.qdrant.live.facts import Begun, Placed
-from scholaria_ops.stores.qdrant.live.marks import change, load, marks_file, note, readable, save
+from scholaria_ops.stores.qdrant.live.marks import load, marks_file, note, readable, save
 from scholaria_ops.stores.qdrant.live.plan import needs
 from scholaria_ops.stores.qdrant.live.switch import require_points, switched
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of, exact_count
@@ -78,7 +78,8 @@ def _lost(rest: Rest, begun: Begun, one: Placed, notebook: Notebook) -> list[str
     if one.item.case == "in_place" or mark is None or not present(rest, [one.side]):
         return []
     try:
-        found = change(load(notebook.directory / mark.file, mark), note(rest, one.side, payloads=mark.payloads, vectors=mark.vectors))
+        then = load(notebook.directory / mark.file, mark)
+        found = note(rest, one.side, payloads=mark.payloads, vectors=mark.vectors).points.change_since(then.points)
     except StoreUnavailable:
         raise
     except (Refused, StoreError) as exc:  # no reason to leave the old data out of service

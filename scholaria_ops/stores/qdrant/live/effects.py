@@ -21,7 +21,7 @@ from scholaria_ops.stores.live import Effect, Source
 from scholaria_ops.stores.qdrant import canon
 from scholaria_ops.stores.qdrant.live.damage import why_silent
 from scholaria_ops.stores.qdrant.live.layout import Item
-from scholaria_ops.stores.qdrant.live.marks import Noted, Noting, change, note
+from scholaria_ops.stores.qdrant.live.marks import Noted, Noting, note
 from scholaria_ops.stores.qdrant.points import Wanted
 from scholaria_ops.stores.qdrant.rest import Rest
 from scholaria_ops.stores.qdrant.scratch import Scratch, unfit
@@ -143,16 +143,12 @@ def crossing(live: Noted, known: CollectionEvidence, in_set: SetPoints) -> Cross
         return Crossing(0, 0, 0)
     opened = in_set.of(known.name, payloads=live.payloads)
     if opened is not None:
-        found = change(opened, live)
+        found = live.points.change_since(opened.points)
         return Crossing(found.new, found.gone, found.changed if live.payloads else None)
     if live.ids == known.fingerprint.ids:
         return Crossing(0, 0, None)
     more = len(live.points) - known.points
-    if more > 0 and _fingerprint(sorted(live.points)[: known.points]) == known.fingerprint.ids:
+    if more > 0 and canon.hexed(canon.total(map(canon.share, live.points.lowest(known.points)))) == known.fingerprint.ids:
         return Crossing(more, 0, None)
     exact = not live.points or not known.points
     return Crossing(len(live.points), known.points if exact else max(0, -more), None, exact)
-
-
-def _fingerprint(ids: list[bytes]) -> str:
-    return canon.hexed(canon.total(map(canon.share, ids)))

@@ -8,7 +8,7 @@ from scholaria_ops.stores.live import Effect, Notebook
 from scholaria_ops.stores.qdrant.live import facts
 from scholaria_ops.stores.qdrant.live.back import require_kept
 from scholaria_ops.stores.qdrant.live.facts import Begun
-from scholaria_ops.stores.qdrant.live.marks import change, load, note
+from scholaria_ops.stores.qdrant.live.marks import load, note
 from scholaria_ops.stores.qdrant.measure import collections_of
 from scholaria_ops.stores.qdrant.rest import Rest
 
@@ -27,7 +27,7 @@ def later_writes(connection: QdrantConnection, notebook: Notebook, ctx: Context)
             if mark is None or name not in live:
                 continue
             then = load(notebook.directory / mark.file, mark)
-            found = change(then, note(rest, name, payloads=mark.payloads, vectors=mark.vectors))
+            found = note(rest, name, payloads=mark.payloads, vectors=mark.vectors).points.change_since(then.points)
             what = f"collection {name}: points"
             if found.new + found.changed:
                 effects.append(

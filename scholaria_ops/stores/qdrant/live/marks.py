@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scholaria_ops.errors import Refused
-from scholaria_ops.files import write_private
+from scholaria_ops.files import HashingWriter
 from scholaria_ops.stores.live import Notebook
 from scholaria_ops.stores.qdrant import canon
+from scholaria_ops.stores.qdrant.live.digests import DIGEST_BYTES, Digests
 from scholaria_ops.stores.qdrant.live.facts import Mark
 from scholaria_ops.stores.qdrant.measure import largest_page, vector_fields
 from scholaria_ops.stores.qdrant.names import file_name
@@ -19,14 +21,14 @@ from scholaria_ops.stores.qdrant.rest import Rest, at
 #: Over REST a vector component costs 0.12 µs, over gRPC 0.02: above so many, what is compared while people wait leaves vectors out.
 MAX_FLOATS = 16_000_000
 _MAX_FLOATS_GRPC = 100_000_000
-_DIGEST_BYTES = 8
+_LINES = 5000
 
 
 @dataclass(slots=True)
 class Noted:
-    """Points that were read: id (canonical bytes) → digest of what was read of it."""
+    """Points that were read: a digest of what was read of each."""
 
-    points: dict[bytes, bytes] = field(default_factory=dict)
+    points: Digests = field(default_factory=Digests)
     payloads: bool = False
     vectors: bool = False
     #: Sum of the whole digests.
@@ -39,7 +41,7 @@ class Noted:
 
     @property
     def ids(self) -> str:
-        return canon.hexed(canon.total(canon.share(raw) for raw in self.points))
+        return canon.hexed(canon.total(canon.share(raw) for raw, _ in self.points.items()))
 
 
 class Noting:
@@ -51,13 +53,13 @@ class Noting:
         self.noted = Noted()
 
     def pages(self, wanted: Wanted) -> Iterator[list[Point]]:
-        noted = self.noted = Noted({}, wanted.payloads, wanted.vectors)
+        noted = self.noted = Noted(Digests(), wanted.payloads, wanted.vectors)
         for page in self._source.pages(wanted):
             for point in page:
                 raw = canon.point_id(point.id)
                 own = canon.share(raw, point.payload, *canon.named(point.vectors))
                 noted.total += own
-                noted.points[raw] = own.to_bytes(32, "big")[:_DIGEST_BYTES]
+                noted.points.add(raw, own.to_bytes(32, "big")[:DIGEST_BYTES])
             yield page
 
 
@@ -87,36 +89,24 @@ def marks_file(notebook: Notebook, collection: str) -> Path:
 def save(noted: Noted, path: Path) -> Mark:
     """Write the digests into a private file: a line per point, the id's bytes and the digest in hexadecimal digits."""
     path.unlink(missing_ok=True)
-    write_private(path, b"".join(b"%s %s\n" % (raw.hex().encode(), own.hex().encode()) for raw, own in noted.points.items()))
+    lines = (b"%s %s\n" % (raw.hex().encode(), own.hex().encode()) for raw, own in noted.points.items())
+    with HashingWriter(path) as out:
+        while block := b"".join(itertools.islice(lines, _LINES)):
+            out.write(block)
     return Mark(points=len(noted.points), ids=noted.ids, file=path.name, payloads=noted.payloads, vectors=noted.vectors)
 
 
 def load(path: Path, mark: Mark) -> Noted:
     """Raises Refused when the file is gone or is not what was written."""
+    points = Digests()
     try:
-        pairs = (line.split() for line in path.read_bytes().splitlines())
-        points = {bytes.fromhex(raw.decode()): bytes.fromhex(own.decode()) for raw, own in pairs}
+        with path.open("rb") as lines:
+            for line in lines:
+                raw, own = line.split()
+                points.add(bytes.fromhex(raw.decode()), bytes.fromhex(own.decode()))
     except (OSError, ValueError) as exc:
         raise Refused(f"cannot read {path}: {exc}", hint="What was written since cannot be counted.", store="qdrant") from exc
     noted = Noted(points, mark.payloads, mark.vectors)
     if len(points) != mark.points or noted.ids != mark.ids:
         raise Refused(f"{path} is damaged", hint="What was written since cannot be counted.", store="qdrant")
     return noted
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """How two readings of a collection differ, in points."""
-
-    new: int
-    changed: int
-    gone: int
-
-
-def change(then: Noted, now: Noted) -> Change:
-    """What happened between two readings that looked at the same things."""
-    return Change(
-        new=len(now.points.keys() - then.points.keys()),
-        changed=sum(1 for raw, own in now.points.items() if then.points.get(raw, own) != own),
-        gone=len(then.points.keys() - now.points.keys()),
-    )

@@ -12,7 +12,7 @@ from scholaria_ops.stores.live import Notebook
 from scholaria_ops.stores.qdrant.live import facts
 from scholaria_ops.stores.qdrant.live.copies import copy, present, remove_collection, writes_counted
 from scholaria_ops.stores.qdrant.live.facts import Begun, Placed
-from scholaria_ops.stores.qdrant.live.marks import change, note, readable
+from scholaria_ops.stores.qdrant.live.marks import note, readable
 from scholaria_ops.stores.qdrant.rest import Rest
 
 #: Times the copy is made again before it is said that somebody keeps writing.
@@ -57,7 +57,7 @@ def _unchanged(rest: Rest, begun: Begun, one: Placed, *, fresh: bool) -> bool:
     counted = begun.writes.get(one.way_back, "")
     if counted and writes_counted(rest) == counted:
         live, kept = (note(rest, name, payloads=False, vectors=False) for name in (one.item.plain, one.way_back))
-        return live.points.keys() == kept.points.keys()
+        return live.points.same_ids(kept.points)
     return (fresh or readable(rest, one.item.plain)) and not _apart(rest, one)
 
 
@@ -65,7 +65,7 @@ def _apart(rest: Rest, one: Placed) -> int:
     """Points that are not the same in the collection and in its copy."""
     vectors = readable(rest, one.item.plain)
     live, kept = (note(rest, name, payloads=True, vectors=vectors) for name in (one.item.plain, one.way_back))
-    found = change(kept, live)
+    found = live.points.change_since(kept.points)
     return found.new + found.changed + found.gone
 
 
