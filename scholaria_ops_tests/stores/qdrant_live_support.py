@@ -16,13 +16,17 @@ from typing import Any
 from scholaria_ops.catalogue.evidence.qdrant import QdrantEvidence
 from scholaria_ops.connections import QdrantConnection
 from scholaria_ops.errors import OpsError
+from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Fact, Source
 from scholaria_ops.stores.qdrant import QdrantStore
+from scholaria_ops.stores.qdrant.live import QdrantLive
 from scholaria_ops.stores.qdrant.live.marks import note
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of
 from scholaria_ops.stores.qdrant.rest import Rest, at
 from scholaria_ops_tests.stores.qdrant_support import MIXED, MIXED_CONFIG, document, mixed, plain_config, upsert
+
+SET_ID = "20241001_020000"
 
 #: An application says ``context_items`` (an alias) and ``mixed`` (a collection).
 ALIASED = "documents_v1"
@@ -166,3 +170,13 @@ class Application:
                 except OpsError as exc:
                     self.failed.setdefault(name, []).extend((began, time.monotonic()))
                     self.said.append(str(exc))
+
+
+def restore(live: QdrantServer, source: Source[QdrantEvidence], notebook: FileNotebook, ctx: Context, **options: object) -> QdrantLive:
+    store = QdrantLive(live.connection, **options)  # type: ignore[arg-type]
+    plan = store.plan(source, ctx)
+    assert plan.objections == ()
+    store.stage(plan, source, notebook, ctx)
+    store.switch(plan, notebook, ctx)
+    store.finish(notebook, ctx)
+    return store

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 from pydantic import AwareDatetime
 
-from scholaria_ops.catalogue.evidence.base import Model, StoreName
+from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.errors import Cancelled, OpsError, Refused, UsageError
 from scholaria_ops.humane import human_bytes
+from scholaria_ops.operations.restore.agreed import Agreed
 from scholaria_ops.operations.restore.fence import fence_of
 from scholaria_ops.operations.restore.journal import KEEPING, OPEN, Journal, Journals, Phase
 from scholaria_ops.operations.restore.live import LiveStores
@@ -18,7 +16,7 @@ from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.live import Standing
 
 
-class GiveUpPlan(Model):
+class GiveUpPlan(Agreed):
     """What is known of a restore that is to be closed, and how its stores stand."""
 
     restore_id: str
@@ -38,10 +36,6 @@ class GiveUpPlan(Model):
     files: tuple[str, ...]
     #: What becomes of the writers.
     writers: str
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     @property
     def lines(self) -> tuple[str, ...]:

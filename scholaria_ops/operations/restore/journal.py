@@ -44,7 +44,7 @@ Phase = Literal[
 ]
 #: Phases in which something is left to do.
 OPEN: frozenset[Phase] = frozenset({"begun", "staged", "switching", "switched", "rolling_back", "undoing"})
-#: Phases in which something is kept that :mod:`undo` can remove, and in the first two use.
+#: Phases in which something is kept that a discard removes; a restore that is ``done`` can be undone with it.
 KEEPING: frozenset[Phase] = frozenset({"done", "undone", "discarding", "aside"})
 
 

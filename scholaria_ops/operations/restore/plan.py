@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,13 +11,14 @@ from typing import Any
 from pydantic import AwareDatetime, Field
 
 from scholaria_ops.cancel import CancelToken
-from scholaria_ops.catalogue.evidence.base import STORE_NAMES, Model, StoreName
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
 from scholaria_ops.catalogue.layout import SUMS
 from scholaria_ops.catalogue.manifest import Adopted, Manifest
 from scholaria_ops.catalogue.sets import BackupSet, Catalogue, Entry, Kind
 from scholaria_ops.errors import Cancelled, Refused, UsageError, VerificationFailed
 from scholaria_ops.files import hash_file, make_private_dir, replace_durably
 from scholaria_ops.operations.preflight import preflight
+from scholaria_ops.operations.restore.agreed import Agreed
 from scholaria_ops.operations.restore.fence import fence_of
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.restore.options import RestoreOptions
@@ -30,7 +29,7 @@ from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Objection, Source, StorePlan
 
 
-class RestorePlan(Model):
+class RestorePlan(Agreed):
     """The plan of one restore. Its digest covers every word of it, the moment it was made included."""
 
     set_id: str
@@ -53,10 +52,6 @@ class RestorePlan(Model):
     unsaved: Mapping[StoreName, str] = Field(default_factory=dict)
     #: The old-style set that the set was made from, if it was.
     adopted: Adopted | None = None
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     def files_of(self, store: StoreName) -> tuple[str, ...]:
         """The files that a store is restored from, as the operator knows them: of the old-style set, if it was one."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from scholaria_ops.cancel import Deferred, uninterrupted
-from scholaria_ops.catalogue.evidence.base import Model, StoreName
+from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.errors import Cancelled, Refused, UsageError
+from scholaria_ops.operations.restore.agreed import Agreed
 from scholaria_ops.operations.restore.fence import Fence, fence_of
 from scholaria_ops.operations.restore.ids import ids_given_out
 from scholaria_ops.operations.restore.journal import Journal, Journals
@@ -20,7 +19,7 @@ from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect
 
 
-class UndoPlan(Model):
+class UndoPlan(Agreed):
     """What going back would lose."""
 
     restore_id: str
@@ -29,10 +28,6 @@ class UndoPlan(Model):
     effects: dict[StoreName, tuple[Effect, ...]]
     kept: tuple[str, ...]
     fence: tuple[str, ...]
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from scholaria_ops.stores.redis.live.classes import scan
 from scholaria_ops.stores.redis.live.journal import Journal, Kept
 from scholaria_ops.stores.redis.live.staging import measured
 from scholaria_ops.stores.redis.rdb import RdbWriter
-from scholaria_ops.stores.redis.wire import connect
+from scholaria_ops.stores.redis.wire import Wire, connect
 from scholaria_ops_tests.conftest import ContextFactory
 from scholaria_ops_tests.stores.redis_live.support import QUICK, DiskNotebook, content, grow, switched
 from scholaria_ops_tests.stores.redis_support import DAY_MS, Backup, commands, fields_expire, fill, now_ms
@@ -103,6 +103,26 @@ def test_a_key_that_a_scan_returns_twice_is_kept_once(
     live = finished(server, backup, notebook, context_factory)
     live.undo(notebook, context_factory())
     assert content(server) == before
+
+
+def test_a_database_whose_keys_expire_while_they_are_read_out_is_none(
+    server: RedisServer, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server still counts them when it is asked how many there are, and has none when it is asked for their names."""
+    commands(server, ("SELECT", "7"), ("SET", "fleeting", "1"))
+    live = RedisLive(server.connection)
+    switched(live, backup, notebook, context_factory)
+
+    def expired(wire: Wire, *rest: Any) -> Iterator[list[bytes]]:
+        if wire.call("EXISTS", "fleeting"):
+            wire.call("PEXPIRE", "fleeting", "-1")
+        return scan(wire, *rest)
+
+    monkeypatch.setattr(extract, "scan", expired)
+    live.finish(notebook, context_factory())
+    kept = Journal(notebook).kept
+    assert kept is not None
+    assert set(kept.keys) == {0, 3, 5}
 
 
 def test_a_key_that_does_not_come_leaves_everything_in_the_server(

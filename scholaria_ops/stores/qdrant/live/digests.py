@@ -80,7 +80,7 @@ class Digests:
     __hash__ = None  # type: ignore[assignment] # they grow
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every id with its digest, as they came."""
+        """Every id with its digest: numbers as they came, then UUIDs as they came."""
         for part in (self._numbers, self._uuids):
             size = part.id_bytes
             for n in range(len(part.digests) // DIGEST_BYTES):

@@ -72,6 +72,8 @@ def extract(wire: Wire, databases: Mapping[int, int], rdb: RdbWriter, cancel: Ca
                 store="redis",
                 hint="Does somebody write there? Its keys are those that were served before the restore.",
             )
+        if not found.keys[number]:  # all had expired: no server tells of a database without keys
+            del found.keys[number]
     return found
 
 

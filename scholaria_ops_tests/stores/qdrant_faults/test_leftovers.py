@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from scholaria_ops.catalogue.ledger import Ledger
 from scholaria_ops.errors import Cancelled, StoreUnavailable
 from scholaria_ops.process import is_alive, pipe, process_start_time
 from scholaria_ops.sandbox.qdrant import QdrantServer
-from scholaria_ops.sandbox.sandbox import Sandbox, reap
+from scholaria_ops.sandbox.sandbox import reap
 from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.qdrant import QdrantStore, leftovers, snapshot
 from scholaria_ops.stores.qdrant.leftovers import KIND
@@ -28,39 +27,15 @@ from scholaria_ops_tests.stores.qdrant_support import (
     DOCUMENTS,
     Exchange,
     Proxy,
-    fast_sandbox,
     is_download,
     is_snapshot_post,
     open_entries,
     proxy,
-    seed_documents,
     snapshots_left,
     store_at,
 )
 
 SET_ID = "20241001_020000"
-
-
-@pytest.fixture(scope="module")
-def box(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with fast_sandbox(tmp_path_factory.mktemp("box"), tools) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def live(box: Sandbox) -> Iterator[QdrantServer]:
-    server = box.qdrant(name="qdrant-leftovers")
-    seed_documents(server.connection)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def before(live: QdrantServer) -> Iterator[Proxy]:
-    """A proxy before the live server; whatever a test does, nothing of ours may stand on the server afterwards."""
-    with proxy(live.connection.url) as made:
-        yield made
-    assert not snapshots_left(live.connection)
 
 
 # -- F42 ---------------------------------------------------------------------------------------------------------------
