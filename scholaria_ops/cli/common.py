@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +22,7 @@ from scholaria_ops.settings import load_settings
 from scholaria_ops.startup import importing
 
 if TYPE_CHECKING:
-    from dagster import DagsterInstance
+    from dagster import DagsterInstance, JobDefinition
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text")]
 SetArgument = Annotated[str, typer.Argument(metavar="SET", help="`latest` (newest verified), an id, or the path of a set's directory")]
@@ -43,6 +45,20 @@ def services(progress: Progress | None = None) -> Services:
     return make_services(load_settings(), progress=progress, actor=Actor("command line"))
 
 
+@functools.cache
+def loaded(job: str) -> JobDefinition:
+    """A job, once Dagster is imported with all that running one takes (a second of one processor)."""
+    with importing():
+        importlib.import_module("scholaria_ops.pipeline.history")  # what an instance loads when it is opened
+        from scholaria_ops.pipeline.one_job import one_job
+
+        if (definition := one_job(job)) is None:
+            from scholaria_ops.definitions import defs
+
+            definition = defs.resolve_job_def(job)
+    return definition
+
+
 def run(
     job: str,
     *,
@@ -56,15 +72,10 @@ def run(
     If no daemon is there to tell people how it ended, it is told from here.
     ``instance`` is Dagster's, if the caller has it open already (opening it takes a moment).
     """
-    with importing():
-        from scholaria_ops.pipeline.notifications import tell_without_daemon
-        from scholaria_ops.pipeline.one_job import one_job
-        from scholaria_ops.pipeline.runner import open_instance, run_job
+    definition = loaded(job)
+    from scholaria_ops.pipeline.notifications import tell_without_daemon
+    from scholaria_ops.pipeline.runner import open_instance, run_job
 
-        if (definition := one_job(job)) is None:
-            from scholaria_ops.definitions import defs
-
-            definition = defs.resolve_job_def(job)
     with contextlib.ExitStack() as stack:
         shown = progress or stack.enter_context(showing_progress())
         opened = instance or stack.enter_context(open_instance())

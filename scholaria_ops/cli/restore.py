@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from scholaria_ops.catalogue.sets import Kind
-from scholaria_ops.cli.common import JsonOption, SetArgument, component, run, services, when
+from scholaria_ops.cli.common import JsonOption, SetArgument, component, loaded, run, services, when
 from scholaria_ops.cli.main import app
 from scholaria_ops.cli.output import emit_json, err, out, paused, plain, print_table, showing_progress
 from scholaria_ops.errors import ConfigError, Refused, UsageError
@@ -96,7 +96,9 @@ def _restore(reference: str, options: RestoreOptions, source: str, *, dry_run: b
     with showing_progress() as progress:
         here = services(progress)
         reference = _at_hand(here, reference) if source == "offsite" else _adopted(here, reference, options)
-        plan = plan_restore(here, live_stores(here, options), reference, options)
+        # While the stores are looked at this thread imports what carrying the plan out takes.
+        meanwhile = None if dry_run else functools.partial(loaded, "restore")
+        plan = plan_restore(here, live_stores(here, options), reference, options, meanwhile=meanwhile)
     Plans(here.catalogue).show(plan)
     if not as_json:
         show_plan(plan, dry_run=dry_run)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -124,11 +124,14 @@ def next_older_sound(services: Services, entry: Entry, ctx: Context) -> Entry | 
     return None
 
 
-def plan_restore(services: Services, live: LiveStores, reference: str, options: RestoreOptions) -> RestorePlan:
+def plan_restore(
+    services: Services, live: LiveStores, reference: str, options: RestoreOptions, *, meanwhile: Callable[[], object] | None = None
+) -> RestorePlan:
     """Look at the set and at the live stores and say what a restore would do. Changes nothing.
 
     Args:
         reference: ``latest`` (newest verified), an id or a path.
+        meanwhile: is done by the calling thread while others wait for the stores.
 
     Raises:
         UsageError, VerificationFailed: as :func:`choose` says.
@@ -138,7 +141,7 @@ def plan_restore(services: Services, live: LiveStores, reference: str, options: 
         entry = choose(services, reference, ctx)
         backup_set = _set_of(entry)
         names = _components(backup_set, options.components)
-        plans = _store_plans(live, backup_set, names, ctx)
+        plans = _store_plans(live, backup_set, names, ctx, meanwhile)
         postgres = backup_set.manifest.postgres if "postgres" in names else None
         effects = [
             *_adopted_effects(backup_set.manifest, names),
@@ -165,7 +168,9 @@ def plan_restore(services: Services, live: LiveStores, reference: str, options: 
     )
 
 
-def _store_plans(live: LiveStores, backup_set: BackupSet, names: tuple[StoreName, ...], ctx: Context) -> dict[StoreName, StorePlan]:
+def _store_plans(
+    live: LiveStores, backup_set: BackupSet, names: tuple[StoreName, ...], ctx: Context, meanwhile: Callable[[], object] | None
+) -> dict[StoreName, StorePlan]:
     """All stores are looked at side by side. The first failure stops the others and is raised."""
     token = CancelToken()
 
@@ -181,6 +186,13 @@ def _store_plans(live: LiveStores, backup_set: BackupSet, names: tuple[StoreName
 
     with ctx.cancel.on_cancel(lambda: token.cancel(ctx.cancel.reason)), ThreadPoolExecutor(len(STORE_NAMES), "plan") as pool:
         futures = {name: pool.submit(plan_one, name) for name in names}
+        try:
+            if meanwhile:
+                meanwhile()
+            wait(futures.values())
+        except BaseException:
+            token.cancel("the plan is not wanted any more")  # a signal comes to this thread alone
+            raise
     failures = [f for future in futures.values() if (f := future.exception()) is not None]
     ctx.cancel.check()
     if failures:

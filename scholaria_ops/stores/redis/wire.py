@@ -43,45 +43,56 @@ class Wire:
         self.socket = link
         self.where = where
         self._cancel = cancel
-        self._pack: Callable[[Any], bytes] = lambda command: hiredis.pack_command(tuple(command))  # its annotation is wrong
+        self._pack: Callable[[Any], bytes] = hiredis.pack_command  # its own annotation is wrong
         self._reader = hiredis.Reader(replyError=ServerError)
         self._buffer = bytearray(READ_BLOCK)
 
     def call(self, *command: bytes | str | int) -> Any:
         """Send one command and return its reply; an error reply is raised as the error of ours that it means."""
-        (reply,) = self.batch([command])
+        self.send([command])
+        return self.answer(str(_text(command[0])))
+
+    def answer(self, command: str) -> Any:
+        """The next reply, to ``command``; an error reply is raised as the error of ours that it means."""
+        (reply,) = self.replies(1)
         if isinstance(reply, ServerError):
-            raise meaning(str(reply), self.where, str(_text(command[0])))
+            raise meaning(str(reply), self.where, command)
         return reply
 
     def batch(self, commands: Sequence[Sequence[bytes | str | int]]) -> list[Any]:
         """Send several commands at once; error replies are returned as :class:`ServerError` values."""
         self.send(commands)
-        return [self.reply() for _ in commands]
+        return self.replies(len(commands))
 
     def send(self, commands: Sequence[Sequence[bytes | str | int]]) -> None:
         with self.errors():
-            self.socket.sendall(b"".join(self._pack(command) for command in commands))
+            self.socket.sendall(b"".join([self._pack(tuple(command)) for command in commands]))
 
-    def reply(self) -> Any:
-        while (found := self._parsed()) is False:
-            with self.errors():
-                size = self.socket.recv_into(self._buffer)
-            if size == 0:
-                raise self.broken("the server closed the connection")
-            # hiredis reads any buffer, its annotation knows bytes only
-            self._reader.feed(self._buffer, 0, size)  # type: ignore[arg-type]
-        return found
-
-    def _parsed(self) -> Any:
+    def replies(self, count: int) -> list[Any]:
+        """The next replies, in the order of the commands that were sent; error replies as :class:`ServerError` values."""
         import hiredis
 
+        found: list[Any] = []
+        gets = self._reader.gets
         try:
-            return self._reader.gets()
+            while len(found) < count:
+                if (one := gets()) is False:
+                    self._receive()
+                else:
+                    found.append(one)
         except hiredis.ProtocolError as exc:
             raise StoreError(
                 f"what answers at {self.where} does not speak the Redis protocol", store="redis", hint="Check host, port and TLS."
             ) from exc
+        return found
+
+    def _receive(self) -> None:
+        with self.errors():
+            size = self.socket.recv_into(self._buffer)
+        if size == 0:
+            raise self.broken("the server closed the connection")
+        # hiredis reads any buffer, its annotation knows bytes only
+        self._reader.feed(self._buffer, 0, size)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:

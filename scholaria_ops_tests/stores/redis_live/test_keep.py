@@ -94,8 +94,8 @@ def test_a_value_that_is_too_large_to_come_as_one_is_kept_all_the_same(
 def test_a_key_that_a_scan_returns_twice_is_kept_once(
     server: RedisServer, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def twice(*arguments: Any) -> Iterator[list[bytes]]:
-        for keys in scan(*arguments):
+    def twice(*arguments: Any, **named: Any) -> Iterator[list[bytes]]:
+        for keys in scan(*arguments, **named):
             yield [*keys, keys[0]]
 
     before = content(server)
@@ -113,10 +113,10 @@ def test_a_database_whose_keys_expire_while_they_are_read_out_is_none(
     live = RedisLive(server.connection)
     switched(live, backup, notebook, context_factory)
 
-    def expired(wire: Wire, *rest: Any) -> Iterator[list[bytes]]:
+    def expired(wire: Wire, *rest: Any, **named: Any) -> Iterator[list[bytes]]:
         if wire.call("EXISTS", "fleeting"):
             wire.call("PEXPIRE", "fleeting", "-1")
-        return scan(wire, *rest)
+        return scan(wire, *rest, **named)
 
     monkeypatch.setattr(extract, "scan", expired)
     live.finish(notebook, context_factory())
@@ -128,8 +128,8 @@ def test_a_database_whose_keys_expire_while_they_are_read_out_is_none(
 def test_a_key_that_does_not_come_leaves_everything_in_the_server(
     server: RedisServer, backup: Backup, notebook: DiskNotebook, context_factory: ContextFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def all_but_one(*arguments: Any) -> Iterator[list[bytes]]:
-        batches = scan(*arguments)
+    def all_but_one(*arguments: Any, **named: Any) -> Iterator[list[bytes]]:
+        batches = scan(*arguments, **named)
         yield next(batches)[1:]
         yield from batches
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from scholaria_ops.cancel import CancelToken
@@ -14,7 +15,6 @@ from scholaria_ops.stores.redis.wire import ServerError, Wire
 
 #: Keys per command or pipeline: a millisecond of the server's time.
 BATCH = 2000
-_GLOB = b"\\*?[]^-"
 
 
 class Classes:
@@ -55,33 +55,54 @@ class Classes:
         entry = self.of(key)
         return self.actions[entry.name] if entry else "restore"
 
-    def matching(self, wire: Wire, db: int, entry: KeyClass, cancel: CancelToken) -> Iterator[list[bytes]]:
-        """The keys of one class in one database, in batches. The database is selected."""
+    def picker(self, entries: Collection[KeyClass]) -> Callable[[list[bytes]], dict[str, list[bytes]]]:
+        """What picks the keys of these classes out of some names: class → its keys, of the classes that have any."""
+        patterns = [p for entry in entries for p in entry.patterns]
+        # One pass of one expression over all names; few are looked at again.
+        texts = [re.escape(p.removesuffix("*").encode()) + (b"" if p.endswith("*") else rb"\Z") for p in patterns]
+        match = re.compile(b"|".join(texts) if texts else rb"(?!)").match
+        wanted = {entry.name for entry in entries}
+
+        def pick(keys: list[bytes]) -> dict[str, list[bytes]]:
+            found: dict[str, list[bytes]] = {}
+            for key in keys:
+                if match(key) and (entry := self.of(key)) and entry.name in wanted:
+                    found.setdefault(entry.name, []).append(key)
+            return found
+
+        return pick
+
+    def members(self, wire: Wire, db: int, entries: Collection[KeyClass], cancel: CancelToken) -> Iterator[dict[str, list[bytes]]]:
+        """The keys of these classes in one database, in batches of one pass over its names. The database is selected."""
         wire.call("SELECT", db)
-        exact = [p.encode() for p in entry.patterns if not p.endswith("*")]
-        there = [key for key, n in zip(exact, wire.batch([("EXISTS", key) for key in exact]), strict=True) if n == 1]
-        if there := [key for key in there if self.of(key) is entry]:
-            yield there
-        for pattern in (p[:-1].encode() for p in entry.patterns if p.endswith("*")):
-            for keys in scan(wire, cancel, match=pattern):
-                if mine := [key for key in keys if self.of(key) is entry]:
-                    yield mine
+        pick = self.picker(entries)
+        for keys in scan(wire, cancel):
+            if found := pick(keys):
+                yield found
 
 
-def scan(wire: Wire, cancel: CancelToken, *, match: bytes = b"") -> Iterator[list[bytes]]:
-    """The names in the selected database, in batches; ``match`` is what they begin with.
+def scan(wire: Wire, cancel: CancelToken, *, ahead: bool = False) -> Iterator[list[bytes]]:
+    """The names in the selected database, in batches.
 
     A key that is there throughout is returned at least once (``SCAN``'s promise), perhaps twice; expired ones are not.
+
+    Args:
+        ahead: let the server look for the next batch while the caller works on one. Nothing else may be sent on ``wire`` until
+            the last batch has come.
     """
-    pattern = b"".join(b"\\" + bytes([c]) if c in _GLOB else bytes([c]) for c in match) + b"*"
-    options: tuple[bytes | str | int, ...] = ("MATCH", pattern, "COUNT", BATCH) if match else ("COUNT", BATCH)
     cursor = b"0"
+    asked = False
     while True:
         cancel.check()
-        cursor, keys = wire.call("SCAN", cursor, *options)
+        if not asked:
+            wire.send([("SCAN", cursor, "COUNT", BATCH)])
+        cursor, keys = wire.answer("SCAN")
+        more = cursor != b"0"
+        if asked := more and ahead:
+            wire.send([("SCAN", cursor, "COUNT", BATCH)])
         if keys:
             yield keys
-        if cursor == b"0":
+        if not more:
             return
 
 
@@ -120,20 +141,27 @@ class Leaving:
         return key if action == "restore" else None if action == "drop" else parked_name(self.restore_id, key)
 
 
-def apply(scratch: Scratch, classes: Classes, restore_id: str, cancel: CancelToken) -> Applied:
-    """Drop and park keys in a scratch server. Keys past their expiry leave it on this occasion."""
+def apply(
+    scratch: Scratch, classes: Classes, restore_id: str, cancel: CancelToken, *, first: Callable[[int, list[bytes]], None] | None = None
+) -> Applied:
+    """Drop and park keys in a scratch server. Keys past their expiry leave it on this occasion.
+
+    Args:
+        first: is shown the database and keys that hold tasks, before anything becomes of them.
+    """
     dropped: Counter[tuple[str, int]] = Counter()
     parked: Counter[tuple[str, int]] = Counter()
+    tasks = {entry.name for entry in classes.known if entry.tasks and first}
+    wanted = [entry for entry in classes.known if entry.name in tasks or classes.actions[entry.name] != "restore"]
     for db in sorted(scratch.keyspace()):
-        for entry in classes.known:
-            action = classes.actions[entry.name]
-            if action == "restore":
-                continue
-            for keys in classes.matching(scratch.wire, db, entry, cancel):
-                if action == "drop":
-                    dropped[entry.name, db] += scratch.wire.call("UNLINK", *keys)
-                else:
-                    parked[entry.name, db] += _park(scratch.wire, restore_id, keys)
+        for found in classes.members(scratch.wire, db, wanted, cancel):
+            for name, keys in found.items():
+                if first and name in tasks:
+                    first(db, keys)
+                if classes.actions[name] == "drop":
+                    dropped[name, db] += scratch.wire.call("UNLINK", *keys)
+                elif classes.actions[name] == "park":
+                    parked[name, db] += _park(scratch.wire, restore_id, keys)
     return Applied(+dropped, +parked)
 
 

@@ -15,7 +15,7 @@ from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, EffectKind
 from scholaria_ops.stores.redis.info import ServerInfo, acl_users
 from scholaria_ops.stores.redis.live.classes import Applied, Classes, scan
-from scholaria_ops.stores.redis.live.tasks import UNREADABLE, QueuedTask
+from scholaria_ops.stores.redis.live.tasks import UNREADABLE, QueuedTask, tasks_in
 from scholaria_ops.stores.redis.measure import prefix_of
 from scholaria_ops.stores.redis.scratch import Scratch
 from scholaria_ops.stores.redis.wire import Wire
@@ -40,23 +40,41 @@ class Comparison:
     left_out: dict[tuple[int, str], str] = field(default_factory=dict)
     #: Class of sessions → keys that would come back.
     revived: Counter[str] = field(default_factory=Counter)
+    #: The tasks that wait in the live server's queues.
+    waiting: list[QueuedTask] = field(default_factory=list)
 
 
 def compare_names(live: Wire, info: ServerInfo, scratch: Scratch, classes: Classes, rules: Sequence[str], ctx: Context) -> Comparison:
     """Compare, and use the scratch server up."""
     found = Comparison()
     raw_rules = sorted((rule.encode() for rule in rules), key=len, reverse=True)
+    queues_among = classes.picker([entry for entry in classes.known if entry.tasks])
     ctx.progress.start("redis: names", total=sum(info.keyspace.values()), unit="keys")
+
+    def judge(db: int, keys: list[bytes]) -> None:
+        for key, taken in zip(keys, scratch.wire.answer("EVAL"), strict=True):
+            which = db, prefix_of(key, raw_rules)
+            (found.both if taken else found.lost)[which] += 1
+            if not taken and which not in found.left_out and classes.action(key) == "drop" and (entry := classes.of(key)):
+                found.left_out[which] = entry.name
+        ctx.progress.advance("redis: names", len(keys))
+
     for db in sorted(info.keyspace):
         live.call("SELECT", db)
         scratch.wire.call("SELECT", db)
-        for keys in scan(live, ctx.cancel):
-            for key, taken in zip(keys, scratch.wire.call("EVAL", _TAKE_OUT, 0, *keys), strict=True):
-                which = db, prefix_of(key, raw_rules)
-                (found.both if taken else found.lost)[which] += 1
-                if not taken and which not in found.left_out and classes.action(key) == "drop" and (entry := classes.of(key)):
-                    found.left_out[which] = entry.name
-            ctx.progress.advance("redis: names", len(keys))
+        queues: set[bytes] = set()
+        before: list[bytes] = []
+        # Both servers are at work on the next names while we look at these.
+        for keys in scan(live, ctx.cancel, ahead=True):
+            scratch.wire.send([("EVAL", _TAKE_OUT, 0, *keys)])
+            for names in queues_among(keys).values():
+                queues.update(names)
+            if before:
+                judge(db, before)
+            before = keys
+        if before:
+            judge(db, before)
+        found.waiting += tasks_in(live, db, sorted(queues), ctx.cancel)
     ctx.progress.finish("redis: names")
     for db in sorted(scratch.keyspace()):
         scratch.wire.call("SELECT", db)

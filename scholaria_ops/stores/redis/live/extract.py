@@ -7,7 +7,7 @@ Memory here stays flat: what is too large to come as one value is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,8 @@ from scholaria_ops.stores.redis.live.read_back import Expected
 from scholaria_ops.stores.redis.rdb import RdbWriter
 from scholaria_ops.stores.redis.wire import ServerError, Wire
 
-#: Bounds of what is asked at once: keys, and bytes of their values.
-_KEYS, _BYTES = 400, 1 << 20
+#: Bounds of what is asked at once: keys (of which the server has to say two things each), and bytes of their values.
+_KEYS, _BYTES = 500, 1 << 20
 #: Collections are asked for a few at a time.
 _COLLECTIONS = 16
 #: Largest value (bytes) that comes as one.
@@ -43,8 +43,10 @@ class Extracted:
     sample: dict[int, list[Expected]] = field(default_factory=dict)
 
 
-def extract(wire: Wire, databases: Mapping[int, int], rdb: RdbWriter, cancel: CancelToken) -> Extracted:
+def extract(wire: Wire, names: Wire, databases: Mapping[int, int], rdb: RdbWriter, cancel: CancelToken) -> Extracted:
     """Write the keys of ``databases`` (there → number in the RDB); the caller begins and ends the RDB.
+
+    ``names`` is a second connection to the same server, over which the next names come while the keys before them are written.
 
     A key that comes twice is written twice (a scan may return one so while a table is resized): no server loads such a file.
 
@@ -56,15 +58,17 @@ def extract(wire: Wire, databases: Mapping[int, int], rdb: RdbWriter, cancel: Ca
     for there, number in sorted(databases.items(), key=lambda pair: pair[1]):
         if (held := look(wire, config=False).keyspace.get(there, 0)) == 0:
             continue
-        wire.call("SELECT", there)
+        for connection in (wire, names):
+            connection.call("SELECT", there)
         rdb.select(number)
         found.keys[number] = 0
         found.sample[number] = []
         one = _Database(wire, rdb, found, number, max(1, held // _SAMPLE))
-        for keys in scan(wire, cancel):
+        for keys in scan(names, cancel, ahead=True):
             for begin in range(0, len(keys), _KEYS):
                 cancel.check()
                 one.take(keys[begin : begin + _KEYS])
+        one.take([])
         held = look(wire, config=False).keyspace.get(there, 0)
         if held > found.keys[number]:
             raise StoreError(
@@ -85,11 +89,17 @@ class _Database:
         self._number = number
         self._step = step
         self._seen = 0
+        #: Keys of which the server has been asked what they are.
+        self._asked: list[bytes] = []
 
-    def take(self, keys: list[bytes]) -> None:
-        """Some hundred keys: first what they are, then the values. Those whose time has come are left out."""
+    def take(self, following: list[bytes]) -> None:
+        """Write the keys of the call before; those whose time has come are left out.
+
+        What the ``following`` are is asked along with the last values, so that the server is at work while these are written.
+        """
+        keys, self._asked = self._asked, following
         n = len(keys)
-        replies = self._wire.batch([*(("PEXPIRETIME", key) for key in keys), *(("STRLEN", key) for key in keys)])
+        replies = self._wire.replies(2 * n)
         strings: list[tuple[bytes, int]] = []
         others: list[tuple[bytes, int]] = []
         size = 0
@@ -107,15 +117,17 @@ class _Database:
                 strings, size = [], 0
             strings.append((key, expiry))
             size += length
-        self._strings(strings)
         for begin in range(0, len(others), _COLLECTIONS):
             self._others(others[begin : begin + _COLLECTIONS])
+        self._strings(strings, following)
 
-    def _strings(self, keys: list[tuple[bytes, int]]) -> None:
+    def _strings(self, keys: list[tuple[bytes, int]], following: Sequence[bytes] = ()) -> None:
+        values: list[tuple[bytes | str, ...]] = [("MGET", *(key for key, _ in keys))] if keys else []
+        self._wire.send([*values, *(("PEXPIRETIME", key) for key in following), *(("STRLEN", key) for key in following)])
         if not keys:
             return
         string = self._rdb.string
-        for (key, expiry), value in zip(keys, self._wire.call("MGET", *(key for key, _ in keys)), strict=True):
+        for (key, expiry), value in zip(keys, self._wire.answer("MGET"), strict=True):
             if value is not None:
                 string(key, value, expiry)
                 self._count(key, expiry, value)

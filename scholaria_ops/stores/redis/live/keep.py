@@ -41,17 +41,24 @@ def keep(link: Link, crossing: Crossing, journal: Journal, ctx: Context) -> Kept
     """
     path = journal.path(f"redis_kept_{crossing.number}.rdb.gz")
     own_numbers = {spare: served for served, spare in crossing.pairs}
-    with link.wire(ctx) as wire:
+    with link.wire(ctx) as wire, link.wire(ctx) as names:
         databases = look(wire).databases
         try:
-            return _key_by_key(wire, crossing, journal, path, own_numbers, databases, ctx)
+            return _key_by_key(wire, names, crossing, journal, path, own_numbers, databases, ctx)
         except (TooLarge, UnreadableRdb) as exc:
             ctx.log.info("redis: what was served before is taken from an RDB of the server's own: %s", exc)
     return _from_an_rdb(link, crossing, journal, path, own_numbers, databases, ctx)
 
 
 def _key_by_key(
-    wire: Wire, crossing: Crossing, journal: Journal, path: Path, own_numbers: dict[int, int], databases: int | None, ctx: Context
+    wire: Wire,
+    names: Wire,
+    crossing: Crossing,
+    journal: Journal,
+    path: Path,
+    own_numbers: dict[int, int],
+    databases: int | None,
+    ctx: Context,
 ) -> Kept:
     path.unlink(missing_ok=True)
     with Scratch(ctx, databases=max(databases or 16, *own_numbers.values()) + 1, label="redis-keep") as scratch:
@@ -61,7 +68,7 @@ def _key_by_key(
             rdb = RdbWriter(intake, version_of(wire.call("DUMP", SWITCHED)))
             for code in journal.get_code(crossing.functions_before):
                 rdb.function(code)
-            extracted = extract(wire, own_numbers, rdb, ctx.cancel)
+            extracted = extract(wire, names, own_numbers, rdb, ctx.cancel)
             rdb.end()
             written = out.finish()
         kept = Kept(artifact=_artifact(path, written, intake.raw), keys=extracted.keys)

@@ -22,7 +22,7 @@ from scholaria_ops.stores.redis.live.effects import compare_names, describe, des
 from scholaria_ops.stores.redis.live.journal import STAGED, SWITCHED, find_marker
 from scholaria_ops.stores.redis.live.link import Link
 from scholaria_ops.stores.redis.live.swap import function_code, function_name
-from scholaria_ops.stores.redis.live.tasks import QueuedTask, queued_tasks
+from scholaria_ops.stores.redis.live.tasks import QueuedTask, tasks_in
 from scholaria_ops.stores.redis.measure import METHOD
 from scholaria_ops.stores.redis.restore import loaded_scratch
 from scholaria_ops.stores.redis.scratch import Scratch
@@ -249,12 +249,15 @@ def _look_into(
     highest = max(evidence.per_database(), default=0)
     with loaded_scratch(source.directory / artifact.path, artifact, ctx, databases=max(databases, highest + 1)) as scratch:
         seconds = time.monotonic() - began
-        tasks = queued_tasks(scratch.wire, list(scratch.keyspace()), classes, ctx.cancel)
-        applied = apply(scratch, classes, "plan", ctx.cancel)
+        tasks: list[QueuedTask] = []
+        applied = apply(
+            scratch, classes, "plan", ctx.cancel, first=lambda db, keys: tasks.extend(tasks_in(scratch.wire, db, keys, ctx.cancel))
+        )
         memory = memory_of(scratch)
         keys = sum(scratch.keyspace().values())
-        effects = describe(compare_names(live, info, scratch, classes, evidence.prefix_rules, ctx), applied, classes)
-    effects += describe_tasks(tasks, queued_tasks(live, list(info.keyspace), classes, ctx.cancel), classes)
+        found = compare_names(live, info, scratch, classes, evidence.prefix_rules, ctx)
+        effects = describe(found, applied, classes)
+    effects += describe_tasks(tasks, found.waiting, classes)
     now = {function_name(code): sha256(code).hexdigest() for code in function_code(live)}
     effects += describe_names(live, evidence, now)
     return _Set(tuple(effects), tuple(tasks), keys, memory, seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from scholaria_ops.cancel import CancelToken
@@ -35,14 +35,18 @@ class QueuedTask(Model):
 
 def queued_tasks(wire: Wire, databases: list[int], classes: Classes, cancel: CancelToken) -> list[QueuedTask]:
     """Every task in the queues (and among the unacknowledged ones) of these databases. Reads only."""
+    entries = [entry for entry in classes.known if entry.tasks]
     found: list[QueuedTask] = []
     for db in sorted(databases):
-        for entry in classes.known:
-            if entry.tasks:
-                for keys in classes.matching(wire, db, entry, cancel):
-                    for key in keys:
-                        found += [decode(db, _text(key), message) for message in _messages(wire, key, cancel)]
+        for members in classes.members(wire, db, entries, cancel):
+            for keys in members.values():
+                found += tasks_in(wire, db, keys, cancel)
     return found
+
+
+def tasks_in(wire: Wire, db: int, keys: Iterable[bytes], cancel: CancelToken) -> list[QueuedTask]:
+    """The tasks in these keys of the selected database ``db``."""
+    return [decode(db, _text(key), message) for key in keys for message in _messages(wire, key, cancel)]
 
 
 def _messages(wire: Wire, key: bytes, cancel: CancelToken) -> Iterator[bytes]:
