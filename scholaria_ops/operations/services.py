@@ -15,7 +15,7 @@ from scholaria_ops.catalogue import audit
 from scholaria_ops.catalogue.commit import reap
 from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.catalogue.ledger import Ledger
-from scholaria_ops.catalogue.lock import Holder, estate_lock
+from scholaria_ops.catalogue.lock import Holder, Listener, Unheard, estate_lock
 from scholaria_ops.catalogue.sets import Catalogue
 from scholaria_ops.errors import OpsError, Refused
 from scholaria_ops.files import make_private_dir
@@ -24,6 +24,7 @@ from scholaria_ops.offsite.s3 import S3Options, S3Target
 from scholaria_ops.operations.auditing import Actor, Audited, clean, error_detail, outcome_of
 from scholaria_ops.operations.restore.kept import kept_on_qdrant
 from scholaria_ops.operations.scratch import reap_scratch, scratch_directory
+from scholaria_ops.operations.waiting import Told
 from scholaria_ops.progress import Progress, Silent
 from scholaria_ops.sandbox.tools import Tools, find_tools
 from scholaria_ops.settings import Settings
@@ -51,20 +52,28 @@ class Services:
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("scholaria_ops"))
     #: Who asks, for the audit log.
     actor: Actor = field(default_factory=Actor)
+    #: Seconds to wait for the estate lock, and who hears of a wait besides ``progress``.
+    lock_wait_s: float = 0.0
+    waits: Listener = field(default_factory=Unheard)
 
     def now(self) -> datetime:
         return datetime.now(UTC)
 
     @contextlib.contextmanager
-    def locked(self, what: str) -> Iterator[Holder]:
+    def locked(self, what: str, *, until: datetime | None = None) -> Iterator[Holder]:
         """Hold the estate lock, after removing what killed runs left on this disk.
 
+        ``until`` is when the work would come too late (its plan expires): it is not waited for longer.
+
         Raises:
-            Busy: another run holds it.
+            Busy: another run holds it, and is not waited for any longer.
+            Cancelled: told to stop while it waited.
             Refused: BACKUP_DIR cannot be made or written.
         """
         self.check_directory()
-        with estate_lock(self.catalogue.layout.lock, what, wait_s=self.settings.lock_wait_s, cancel=self.cancel) as holder:
+        wait_s = self.lock_wait_s if until is None else min(self.lock_wait_s, (until - self.now()).total_seconds())
+        listener = Told(self.progress, self.waits)
+        with estate_lock(self.catalogue.layout.lock, what, wait_s=wait_s, cancel=self.cancel, listener=listener) as holder:
             reap(self.catalogue.layout, say=self.progress.say)
             for line in reap_scratch(self.settings.scratch_root):
                 self.progress.say(line)
@@ -137,8 +146,13 @@ def make_services(
     progress: Progress | None = None,
     log: logging.Logger | None = None,
     actor: Actor | None = None,
+    lock_wait_s: float | None = None,
+    waits: Listener | None = None,
 ) -> Services:
-    """Services for real stores, as the settings name them. Connects to nothing yet."""
+    """Services for real stores, as the settings name them. Connects to nothing yet.
+
+    ``lock_wait_s`` is in place of what commands wait for the estate lock.
+    """
     catalogue = Catalogue(settings.backup_dir)
     stores: dict[StoreName, AnyStore] = {
         "postgres": PostgresStore(
@@ -167,6 +181,8 @@ def make_services(
         progress=progress or Silent(),
         log=log or logging.getLogger("scholaria_ops"),
         actor=actor or Actor(),
+        lock_wait_s=settings.lock_wait_s if lock_wait_s is None else lock_wait_s,
+        waits=waits or Unheard(),
     )
 
 

@@ -109,7 +109,6 @@ def execute(
         Busy: another run is at work.
         Cancelled: told to stop; everything begun was taken back.
     """
-    began = time.monotonic()
     require_fresh(plan, services.now())
     require_same_settings(plan, services)
     refuse_objections(plan)
@@ -117,9 +116,11 @@ def execute(
     asked = {"plan": plan.digest, "components": list(plan.components), "safety": plan.options.safety}
     with (
         services.audited("restore", plan.set_id, run_id=run_id, **asked) as audit,
-        services.locked(f"restore {plan.set_id}"),
+        services.locked(f"restore {plan.set_id}", until=plan.valid_until),
         services.context("restore") as ctx,
     ):
+        began = time.monotonic()  # not what was waited for the lock
+        require_fresh(plan, services.now())
         for line in recover(services, live, ctx):
             services.progress.say(line)
         entry = choose(services, plan.set_id, ctx)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import dataclasses
+import threading
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from scholaria_ops.operations.restore.report import steps_of
 from scholaria_ops.operations.restore.saga import RestoreFailed, execute
 from scholaria_ops.operations.restore.undo import plan_undo
 from scholaria_ops.stores.live import Objection
+from scholaria_ops_tests.catalogue.holder import Heard, holder_process
 from scholaria_ops_tests.operations.conftest import ServicesFactory
 from scholaria_ops_tests.operations.restore.bench import BenchFactory
 from scholaria_ops_tests.operations.restore.stand_in import unavailable
@@ -213,6 +217,30 @@ def test_a_restore_and_a_backup_exclude_each_other(bench: BenchFactory) -> None:
     plan = here.plan()
     with here.services.locked("backup 20260101_000000"), pytest.raises(Busy, match="backup 20260101_000000"):
         execute(here.services, here.live, plan)
+    assert here.steps == []
+
+
+def test_what_was_waited_for_the_lock_is_no_part_of_the_restores_time(bench: BenchFactory) -> None:
+    here = bench()
+    plan = here.plan()
+    daemon = holder_process(here.services.catalogue.layout.lock)
+    heard = Heard(then=lambda: threading.Timer(3, daemon.stop, kwargs={"grace_s": 0}).start())
+    began = time.monotonic()
+    done = execute(dataclasses.replace(here.services, lock_wait_s=600, waits=heard), here.live, plan).journal
+    ((waited, got),) = heard.ended
+    assert got
+    assert waited >= 3
+    assert done.seconds["total"] <= time.monotonic() - began - waited + 0.1
+
+
+def test_a_restore_is_not_waited_for_longer_than_its_plan_is_valid(bench: BenchFactory) -> None:
+    here = bench()
+    plan = here.plan().model_copy(update={"valid_until": datetime.now(UTC) + timedelta(seconds=3)})
+    services = dataclasses.replace(here.services, lock_wait_s=600)
+    began = time.monotonic()
+    with here.services.locked("backup 20260101_000000"), pytest.raises(Busy, match=r"backup 20260101_000000 .+; it was waited for"):
+        execute(services, here.live, plan)
+    assert time.monotonic() - began < 60
     assert here.steps == []
 
 
