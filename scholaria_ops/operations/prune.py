@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from scholaria_ops.catalogue.commit import discard
 from scholaria_ops.catalogue.layout import id_from_name
@@ -16,6 +17,7 @@ from scholaria_ops.catalogue.records import whoami
 from scholaria_ops.catalogue.retention import Limits, Line, Place, Plan, Safety, make_plan
 from scholaria_ops.catalogue.sets import held_because
 from scholaria_ops.errors import OpsError, Refused
+from scholaria_ops.operations.auditing import Audited
 from scholaria_ops.operations.inventory import InFlight, take_stock
 from scholaria_ops.operations.offsite import push_records, target_of
 from scholaria_ops.operations.prune_state import Journal, PruneState, Seen
@@ -82,26 +84,50 @@ def execute(services: Services, plan: Plan, in_flight: Callable[[], InFlight], *
         OffsiteError and its kin: a copy offsite could not be removed; the next run goes on there.
     """
     check_executable(services, plan)
-    asked = {"plan": plan.digest, "to_remove": [f"{line.place}: {line.name}" for line in plan.removals]}
-    with services.audited("prune", "", run_id=run_id, **asked) as entry, services.locked(f"prune {plan.digest[:12]}"):
-        state = PruneState(services.catalogue.layout)
-        finished, leftovers = _finish_earlier(services, state, offsite="offsite" in plan.places, run_id=run_id)
-        outcome = Outcome(finished=finished)
-        stock = take_stock(services, in_flight(), offsite="offsite" in plan.places, afresh=True)
-        fresh = make_plan(stock.here, stock.offsite, now=plan.made_at, safety=safety_of(services.settings))
-        if fresh.substance != plan.substance:
-            raise Refused(f"things have changed since the plan was made: {_difference(plan, fresh)}", hint="Make a new plan and read it.")
-        if plan.removals or leftovers:
-            state.begin(_journal(services, plan, (*leftovers, *plan.removals)))
-        for line in plan.removals:
-            _remove(services, line, plan, outcome, run_id)
-        state.remember(_without(stock.seen, outcome.removed))
-        if leftovers:
-            state.begin(_journal(services, plan, leftovers))
-        else:
-            state.finish()
-        outcome.gone = _gone(plan, outcome)
-        entry.note(plan=plan.digest, removed=len(outcome.removed), freed_bytes=outcome.freed_bytes, spared=outcome.spared)
+    with (
+        services.audited("prune", "", run_id=run_id, **_asked(plan)) as entry,
+        services.locked(f"prune {plan.digest[:12]}", until=plan.made_at + plan.safety.plan_valid),
+    ):
+        check_executable(services, plan)  # it may have expired meanwhile
+        return _execute(services, plan, in_flight, entry, run_id)
+
+
+def prune_by_policy(services: Services, in_flight: Callable[[], InFlight], *, run_id: str = "") -> tuple[Plan, Outcome]:
+    """Make a plan and carry it out, all under the lock: whatever happened while the lock was waited for is in the plan.
+
+    Raises:
+        As :func:`plan_prune` and :func:`execute` do.
+    """
+    with services.locked("retention"):
+        plan = plan_prune(services, in_flight())
+        check_executable(services, plan)
+        with services.audited("prune", "", run_id=run_id, **_asked(plan)) as entry:
+            return plan, _execute(services, plan, in_flight, entry, run_id)
+
+
+def _asked(plan: Plan) -> dict[str, Any]:
+    return {"plan": plan.digest, "to_remove": [f"{line.place}: {line.name}" for line in plan.removals]}
+
+
+def _execute(services: Services, plan: Plan, in_flight: Callable[[], InFlight], entry: Audited, run_id: str) -> Outcome:
+    state = PruneState(services.catalogue.layout)
+    finished, leftovers = _finish_earlier(services, state, offsite="offsite" in plan.places, run_id=run_id)
+    outcome = Outcome(finished=finished)
+    stock = take_stock(services, in_flight(), offsite="offsite" in plan.places, afresh=True)
+    fresh = make_plan(stock.here, stock.offsite, now=plan.made_at, safety=safety_of(services.settings))
+    if fresh.substance != plan.substance:
+        raise Refused(f"things have changed since the plan was made: {_difference(plan, fresh)}", hint="Make a new plan and read it.")
+    if plan.removals or leftovers:
+        state.begin(_journal(services, plan, (*leftovers, *plan.removals)))
+    for line in plan.removals:
+        _remove(services, line, plan, outcome, run_id)
+    state.remember(_without(stock.seen, outcome.removed))
+    if leftovers:
+        state.begin(_journal(services, plan, leftovers))
+    else:
+        state.finish()
+    outcome.gone = _gone(plan, outcome)
+    entry.note(plan=plan.digest, removed=len(outcome.removed), freed_bytes=outcome.freed_bytes, spared=outcome.spared)
     return outcome
 
 

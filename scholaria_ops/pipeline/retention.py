@@ -4,7 +4,7 @@ From the UI a plan is applied only by its digest, and only if a setting allows i
 it leaves a ticket below BACKUP_DIR first, which nobody can make from the UI.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from scholaria_ops.errors import OpsError, Refused, UsageError
 from scholaria_ops.files import make_private_dir
 from scholaria_ops.humane import human_bytes
 from scholaria_ops.operations.inventory import InFlight
-from scholaria_ops.operations.prune import Outcome, check_executable, execute, plan_prune
+from scholaria_ops.operations.prune import Outcome, execute, plan_prune, prune_by_policy
 from scholaria_ops.operations.prune_state import PruneState
 from scholaria_ops.operations.restore.live import live_stores
 from scholaria_ops.operations.restore.options import RestoreOptions
@@ -64,17 +64,14 @@ class RetentionConfig(dg.Config):
     description="Shows which sets retention would remove and why, or removes exactly those of a plan.",
 )
 def retain(context: dg.OpExecutionContext, config: RetentionConfig, estate: Estate) -> None:
-    run_id = context.run.run_id
     with as_failure(), estate.services(context.log) as services:
         for notice in services.settings.notices:
             context.log.warning(notice)
-        plan, apply = _decide(services, config, context.instance)
-        context.add_output_metadata(plan_metadata(plan))
-        if not apply:
+        plan, outcome = _retain(services, config, lambda: runs_in_flight(context.instance), context.run.run_id)
+        if outcome is None:
             context.log.info("Nothing was removed. The digest of this plan is %s.", plan.digest)
+            context.add_output_metadata(plan_metadata(plan))
             return
-        check_executable(services, plan)
-        outcome = execute(services, plan, lambda: runs_in_flight(context.instance), run_id=run_id)
         for set_id in outcome.gone:
             context.instance.delete_dynamic_partition(str(BACKUPS.name), set_id)
         if config.after:
@@ -94,8 +91,8 @@ def _discard_old(services: Services, context: dg.OpExecutionContext) -> None:
         context.log.warning("What an old restore has kept could not be removed: %s", exc)
 
 
-def _decide(services: Services, config: RetentionConfig, instance: dg.DagsterInstance) -> tuple[Plan, bool]:
-    """The plan of this run, and whether it is to be applied."""
+def _retain(services: Services, config: RetentionConfig, in_flight: Callable[[], InFlight], run_id: str) -> tuple[Plan, Outcome | None]:
+    """The plan of this run, and what came of it; None if it was only to be shown."""
     state = PruneState(services.catalogue.layout)
     if config.digest and config.after:
         raise UsageError("digest and after exclude each other", hint="Give the digest of the plan, or nothing.")
@@ -104,16 +101,18 @@ def _decide(services: Services, config: RetentionConfig, instance: dg.DagsterIns
             raise Refused(
                 "plans are not applied from the UI here", hint="Use `scholaria-ops prune --apply`, or set BACKUP_RETENTION_APPLY_FROM_UI."
             )
-        return state.shown(config.digest), True
-    if config.after and not _ticket(services.catalogue, config.after).is_file():
+        plan = state.shown(config.digest)
+        return plan, execute(services, plan, in_flight, run_id=run_id)
+    if not config.after:
+        plan = plan_prune(services, in_flight())
+        state.show(plan)
+        return plan, None
+    if not _ticket(services.catalogue, config.after).is_file():
         raise Refused(
             f"nobody asked for retention after {config.after}, or it is done already",
             hint="Leave `after` empty to see the plan; `scholaria-ops prune --apply` applies one.",
         )
-    plan = plan_prune(services, runs_in_flight(instance))
-    if not config.after:
-        state.show(plan)
-    return plan, bool(config.after)
+    return prune_by_policy(services, in_flight, run_id=run_id)
 
 
 def plan_metadata(plan: Plan) -> Metadata:

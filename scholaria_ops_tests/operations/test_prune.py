@@ -265,6 +265,16 @@ def test_f73_prune_is_refused_while_a_backup_runs(services: Services) -> None:
     assert len(names(services)) == 10
 
 
+def test_a_prune_is_not_waited_for_longer_than_its_plan_is_valid(services: Services) -> None:
+    fill(services)
+    plan = plan_prune(services, {})
+    old = plan.model_copy(update={"made_at": plan.made_at - plan.safety.plan_valid + timedelta(seconds=3)})
+    patient = dataclasses.replace(services, lock_wait_s=600)
+    with estate_lock(services.catalogue.layout.lock, "backup 20260101_020000"), pytest.raises(Busy, match="it was waited for"):
+        apply(patient, old)
+    assert len(names(services)) == 10
+
+
 def test_f73_a_set_with_a_run_in_flight_stays_even_if_the_run_began_after_the_plan(services: Services) -> None:
     made = fill(services)
     assert made[9].id not in {line.id for line in plan_prune(services, {made[9].id: "run 7 of the job rehearsal"}).removals}
