@@ -19,6 +19,7 @@ from scholaria_ops.operations.services import Services
 from scholaria_ops.pipeline.assets_offsite import OFFSITE
 from scholaria_ops.pipeline.errors import as_failure
 from scholaria_ops.pipeline.resources import Estate, actor_of
+from scholaria_ops.pipeline.waits import waited_s
 
 _ENDS: dict[dg.DagsterRunStatus, Literal["success", "failure", "cancelled"]] = {
     dg.DagsterRunStatus.SUCCESS: "success",
@@ -44,6 +45,7 @@ def facts_of(instance: dg.DagsterInstance, run_id: str) -> RunFacts | None:
         ended=_ENDS[run.status],
         at=datetime.fromtimestamp(record.end_time, UTC) if record.end_time else datetime.now(UTC),
         started_at=datetime.fromtimestamp(record.start_time, UTC) if record.start_time else None,
+        waited_s=waited_s(run.tags),
         how=actor_of(run.tags, run_id).how,
         set_id=run.tags.get("dagster/partition", ""),
         tier=run.tags.get("scholaria/tier", ""),

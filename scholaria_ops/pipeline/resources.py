@@ -15,12 +15,16 @@ from scholaria_ops.operations.auditing import Actor
 from scholaria_ops.operations.logs import logged_to_file
 from scholaria_ops.operations.services import Services, make_services
 from scholaria_ops.pipeline.marks import TAG, ProcessMark
+from scholaria_ops.pipeline.waits import RunWaits, not_inherited
 from scholaria_ops.progress import Logged, Progress
 from scholaria_ops.settings import Settings, load_settings
 
 #: Tag of a run, and how its value begins, that says which user of which host started it at a shell.
 STARTED_BY = "scholaria/started_by"
 COMMAND_LINE = "command line"
+_UI = "Dagster UI (nobody could be named)"
+#: Tag of a run that Dagster made of another one, with that one's tags: they say nothing about who asked for this one.
+_PARENT = "dagster/parent_run_id"
 #: Tag of a job: whose run takes longer than this is given up.
 MAX_RUNTIME_S = {"dagster/max_runtime": str(6 * 3600)}
 #: Pool of whatever wants the estate lock: in the queue such runs wait for each other instead of failing. The lock in BACKUP_DIR
@@ -72,7 +76,8 @@ class Estate(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's ow
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Write on the run which process works on it. Ticks of schedules and sensors are no runs and bear no mark."""
         if context.run is not None and context.instance is not None:
-            context.instance.add_run_tags(context.run.run_id, {TAG: str(ProcessMark.own())})
+            anew = not_inherited(context.run.tags) if _PARENT in context.run.tags else {}
+            context.instance.add_run_tags(context.run.run_id, {TAG: str(ProcessMark.own()), **anew})
 
     def settings(self) -> Settings:
         """Read the settings anew: an edited ``.env`` is in force from the next run on."""
@@ -85,9 +90,19 @@ class Estate(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's ow
         outside = _progress.get()
         cancel = CancelToken()
         progress = _Both(logged, outside) if outside else logged
-        settings, run = self.settings(), self._run()
+        settings, run, instance = self.settings(), *self._run()
         actor = Actor("Dagster daemon") if run is None else actor_of(run.tags, run.run_id)
-        services = make_services(settings, cancel=cancel, progress=progress, log=log, actor=actor)
+        # A tick must not keep the daemon waiting, and whoever sits at a terminal decides himself.
+        unattended = run is not None and actor.how != COMMAND_LINE
+        services = make_services(
+            settings,
+            cancel=cancel,
+            progress=progress,
+            log=log,
+            actor=actor,
+            lock_wait_s=settings.unattended_lock_wait_s if unattended else None,
+            waits=RunWaits(instance, run.run_id) if run and instance else None,
+        )
         with logged_to_file(settings, log, _label(run)):
             try:
                 yield services
@@ -95,11 +110,12 @@ class Estate(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's ow
                 cancel.cancel(f"the run ended by {type(exc).__name__}")
                 raise
 
-    def _run(self) -> dg.DagsterRun | None:
+    def _run(self) -> tuple[dg.DagsterRun | None, dg.DagsterInstance | None]:
         try:
-            return self.get_resource_context().run
+            context = self.get_resource_context()
         except CheckError:  # not handed in by Dagster: a sensor or schedule that is evaluated by hand
-            return None
+            return None, None
+        return context.run, context.instance
 
 
 def _label(run: dg.DagsterRun | None) -> str:
@@ -111,10 +127,12 @@ def _label(run: dg.DagsterRun | None) -> str:
 
 def actor_of(tags: Mapping[str, str], run_id: str) -> Actor:
     """Who asked for a run, by its tags. What was started in the UI bears no name: the UI knows no users."""
+    if _PARENT in tags:
+        return Actor(_UI, run_id=run_id)
     started_by = tags.get(STARTED_BY, "")
     if started_by.startswith(f"{COMMAND_LINE}, "):
         return Actor(COMMAND_LINE, started_by.removeprefix(f"{COMMAND_LINE}, "), run_id)
     for tag, kind in (("dagster/schedule_name", "schedule"), ("dagster/sensor_name", "sensor"), ("dagster/backfill", "backfill")):
         if tag in tags:
             return Actor(f"{kind} {tags[tag]}", run_id=run_id)
-    return Actor("Dagster UI (nobody could be named)", run_id=run_id)
+    return Actor(_UI, run_id=run_id)

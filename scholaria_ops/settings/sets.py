@@ -26,7 +26,15 @@ class PlaceSettings(BaseModel):
         "BACKUP_SCRATCH_DIR", default=None, description="Directory for scratch servers and rehearsals; default: BACKUP_DIR/.scratch"
     )
     lock_wait_s: float = named(
-        "BACKUP_LOCK_WAIT_S", default=0.0, ge=0, description="Seconds to wait for another run's lock before giving up"
+        "BACKUP_LOCK_WAIT_S", default=0.0, ge=0, description="Seconds that a command waits for another run's lock before giving up"
+    )
+    unattended_lock_wait_s: float = named(
+        "BACKUP_UNATTENDED_LOCK_WAIT_S",
+        default=7200.0,
+        ge=0,
+        # A set's id, minted when it was asked for, is good for six hours.
+        le=18000,
+        description="The same of what nobody sits in front of: runs that a schedule, a sensor or the Dagster UI starts",
     )
 
     @field_validator("backup_timezone")

@@ -27,6 +27,9 @@ from scholaria_ops_tests.catalogue.factory import make_set
         ({"dagster/backfill": "abc"}, "backfill abc"),
         ({}, "Dagster UI (nobody could be named)"),
         ({"scholaria/started_by": "somebody"}, "Dagster UI (nobody could be named)"),
+        # Executed anew: Dagster copies the tags of the run before.
+        ({"scholaria/started_by": "command line, kim@desk", "dagster/parent_run_id": "r0"}, "Dagster UI (nobody could be named)"),
+        ({"dagster/schedule_name": "daily_backup", "dagster/parent_run_id": "r0"}, "Dagster UI (nobody could be named)"),
     ],
 )
 def test_how_a_run_was_asked_for_comes_from_its_tags(tags: dict[str, str], how: str) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,12 +20,12 @@ from scholaria_ops.pipeline.dispatcher import DagsterDispatcher
 from scholaria_ops.pipeline.freshness import freshness_policies
 from scholaria_ops.pipeline.marks import TAG, ProcessMark
 from scholaria_ops.pipeline.runner import open_instance, run_job
-from scholaria_ops.process import run, start_daemon
+from scholaria_ops.process import run
 from scholaria_ops.progress import Silent
 from scholaria_ops.settings import ENV_FILE_VARIABLE, Settings, load_settings
 from scholaria_ops_tests.catalogue.factory import make_set
+from scholaria_ops_tests.pipeline.daemon import PROJECT, served, until
 
-PROJECT = Path(__file__).parents[2]
 NAMES = {
     "daily_backup",
     "weekly_backup",
@@ -161,44 +158,13 @@ def test_every_schedule_of_the_code_location_is_watched(settings: Settings, inst
     assert {s.name for s in defs.get_repository_def().schedule_defs} == {s.name for s in DagsterDispatcher(instance, settings).schedules()}
 
 
-@pytest.fixture
-def served(tmp_path: Path, settings_file: Path) -> Iterator[tuple[Path, int]]:
-    """A home that a real daemon serves; its pid."""
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "dagster.yaml").write_bytes((PROJECT / "dagster.yaml").read_bytes())
-    # None of the watched times may come while the test runs: they are twelve hours away.
-    far = (datetime.now(UTC) + timedelta(hours=12)).hour
-    with settings_file.open("a") as out:
-        out.write(f"BACKUP_DAILY_CRON=0 {far} * * *\nBACKUP_WEEKLY_CRON=0 {far} * * 0\nBACKUP_MONTHLY_CRON=0 {far} 1 * *\n")
-    daemon_program = Path(sys.executable).parent / "dagster-daemon"
-    child = start_daemon(
-        [str(daemon_program), "run", "-m", "scholaria_ops.definitions"],
-        log=tmp_path / "daemon.log",
-        cwd=home,
-        env={"DAGSTER_HOME": str(home), ENV_FILE_VARIABLE: str(settings_file), "PATH": os.environ["PATH"]},
-    )
-    try:
-        yield home, child.pid
-    finally:
-        os.killpg(child.pid, 9)
-        os.waitpid(child.pid, 0)
-
-
-def _until(true: Callable[[], bool], seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(1)
-
-
 @pytest.mark.slow(10)
 @pytest.mark.timeout(400)
-def test_f81_a_real_daemon_makes_it_green_and_a_schedule_switched_off_red_again(served: tuple[Path, int], settings: Settings) -> None:
-    home, _ = served
-    with open_instance(home) as instance:
+def test_f81_a_real_daemon_makes_it_green_and_a_schedule_switched_off_red_again(tmp_path: Path, settings_file: Path) -> None:
+    with served(tmp_path / "home", settings_file), open_instance(tmp_path / "home") as instance:
+        settings = load_settings()
         dispatcher = DagsterDispatcher(instance, settings)
-        _until(lambda: all(s.known_since for s in dispatcher.schedules()) and all(d.alive for d in dispatcher.daemons()))
+        until(lambda: all(s.known_since for s in dispatcher.schedules()) and all(d.alive for d in dispatcher.daemons()))
         assert [f.level for f in daemon(dispatcher.daemons())] == ["ok"]
         found = dispatcher.schedules()
         assert {(s.name, s.on, s.cron == s.cron_in_force) for s in found} == {(n, True, True) for n in NAMES}

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Literal
 
 from scholaria_ops.catalogue.sets import BackupSet
-from scholaria_ops.humane import human_bytes
+from scholaria_ops.humane import human_bytes, human_seconds
 from scholaria_ops.operations.notify.events import Event, cause_of
 
 #: What a person at a shell sees with their own eyes, and nobody else needs to be woken for.
@@ -39,6 +39,8 @@ class RunFacts:
     ended: Literal["success", "failure", "cancelled"]
     at: datetime
     started_at: datetime | None = None
+    #: Seconds of its time in which it only waited for the estate lock.
+    waited_s: float = 0.0
     #: From the actor: ``command line``, ``schedule …``.
     how: str = ""
     set_id: str = ""
@@ -78,9 +80,7 @@ def _name(run: RunFacts) -> str:
 
 
 def _trouble(run: RunFacts, newest_verified: str) -> Event:
-    numbers = {"Newest verified set": newest_verified}
-    if run.started_at:
-        numbers["It ran for"] = f"{(run.at - run.started_at).total_seconds():.0f} s"
+    numbers = {"Newest verified set": newest_verified, **_time(run, "It ran for")}
     if run.ended == "cancelled":
         return Event(
             key=key_of(run),
@@ -113,15 +113,22 @@ def _trouble(run: RunFacts, newest_verified: str) -> Event:
     )
 
 
+def _time(run: RunFacts, title: str) -> dict[str, str]:
+    """The time that a run worked, and that it waited to."""
+    if run.started_at is None:
+        return {}
+    worked = (run.at - run.started_at).total_seconds() - run.waited_s
+    waited = {"It waited for the lock for": human_seconds(run.waited_s)} if run.waited_s else {}
+    return {title: f"{max(worked, 0.0):.0f} s", **waited}
+
+
 def _only_a_warning(run: RunFacts) -> bool:
     """A refusal to remove sets harms nothing; somebody should look before the disk is full. Neither does an unproven set yet."""
     return (run.job == "retention" and run.code == "refused") or run.code in {"rehearsal_unproven", "busy"}
 
 
 def _success(run: RunFacts, made: BackupSet | None) -> Iterator[Event]:
-    numbers = _numbers(made) if made else {}
-    if run.started_at:
-        numbers["Took"] = f"{(run.at - run.started_at).total_seconds():.0f} s"
+    numbers = {**(_numbers(made) if made else {}), **_time(run, "Took")}
     told = run.job in _NAMES
     yield Event(
         key=key_of(run),
