@@ -111,9 +111,9 @@ def backup(services: Services, set_id: str, request: BackupRequest) -> BackupSet
 
 def _settle_restores(services: Services) -> None:
     """Take back or finish a restore that was cut off. Where that fails the backup goes on: it shows what is served now."""
-    if not Journals(services.catalogue.layout).unfinished():
-        return
     try:
+        if not Journals(services.catalogue.layout).unfinished():
+            return
         with services.context("recover") as ctx:
             for line in recover(services, live_stores(services, RestoreOptions()), ctx):
                 services.progress.say(line)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from scholaria_ops.catalogue.artifacts import Artifact
 from scholaria_ops.catalogue.evidence.base import Difference, Model, StoreEvidence, StoreName
@@ -160,6 +160,13 @@ class Standing(Model):
     left: tuple[str, ...] = ()
     #: What would have to be done by hand if nobody settled the restore any more.
     by_hand: tuple[str, ...] = ()
+
+
+class Trace(NamedTuple):
+    """Something on a live server that looks like a restore's, or is what is served: its kind and name, and what is known of it."""
+
+    what: str
+    detail: str
 
 
 class LiveStore(Protocol[E, P]):

@@ -112,6 +112,29 @@ def test_a_restore_that_can_never_be_settled_is_given_up_only_when_that_is_confi
     assert ops("restore", "--give-up", dead.id, "--force").code == 2
 
 
+def test_a_journal_that_cannot_be_understood_is_named_with_the_way_out(ops: Command, tmp_path: Path) -> None:
+    journals = Journals(Layout(tmp_path / "backups"))
+    path = journals.directory("20261124_020000") / "journal.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"set_id": "20261123_020000", "phase": "swit')
+    for words in (("--recover",), ("--undo",), ("--discard-old", "--force")):
+        refused = ops("restore", *words)
+        assert refused.code == 4
+        said = " ".join(refused.err.split())
+        assert "cannot be understood: it is cut short, or is no JSON" in said
+        assert "restore --give-up 20261124_020000" in said
+        assert "Traceback" not in refused.err
+    shown = ops("restore", "--give-up", "20261124_020000", "--dry-run")
+    assert shown.code == 0, shown.err
+    assert "what can still be read there: set_id 20261123_020000" in shown.out
+    assert "postgres: has: database scholaria, " in shown.out
+    document = ops("restore", "--give-up", "20261124_020000", "--force", "--json").json()
+    assert document["executed"] is True
+    assert "cut short" in document["give_up"]["why"]
+    assert path.with_name("journal.not-understood.json").read_text().endswith('"swit')
+    assert "no restore was cut off" in ops("restore", "--recover").out
+
+
 @pytest.mark.parametrize("terminal", [True, False], ids=["bars", "lines"])
 def test_at_a_terminal_it_is_asked_once_more_where_nothing_can_be_saved(ops: Command, home: Path, env_file: Path, terminal: bool) -> None:
     assert ops("backup").code == 0

@@ -6,11 +6,11 @@ from pydantic import AwareDatetime
 
 from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.errors import Cancelled, OpsError, Refused, UsageError
-from scholaria_ops.humane import human_bytes
 from scholaria_ops.operations.restore.agreed import Agreed
 from scholaria_ops.operations.restore.fence import fence_of
-from scholaria_ops.operations.restore.journal import KEEPING, OPEN, Journal, Journals, Phase
+from scholaria_ops.operations.restore.journal import KEEPING, OPEN, Journal, Journals, NotUnderstood, Phase
 from scholaria_ops.operations.restore.live import LiveStores
+from scholaria_ops.operations.restore.not_understood import AsidePlan, close, plan_close
 from scholaria_ops.operations.restore.recover import writers_started
 from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.live import Standing
@@ -57,14 +57,17 @@ class GiveUpPlan(Agreed):
         return tuple(found)
 
 
-def plan_give_up(services: Services, live: LiveStores, restore_id: str) -> GiveUpPlan:
+def plan_give_up(services: Services, live: LiveStores, restore_id: str) -> GiveUpPlan | AsidePlan:
     """What closing a restore would leave behind, for whoever has to see to it by hand. Changes nothing.
 
     Raises:
         UsageError: there is no such restore, or nothing of it is left to settle.
     """
     journals = Journals(services.catalogue.layout)
-    journal = _unsettled(journals, restore_id)
+    try:
+        journal = _unsettled(journals, restore_id)
+    except NotUnderstood as exc:
+        return plan_close(services, live, exc)
     standing: dict[StoreName, Standing] = {}
     silent: dict[StoreName, str] = {}
     with services.context("give-up") as ctx:
@@ -87,18 +90,20 @@ def plan_give_up(services: Services, live: LiveStores, restore_id: str) -> GiveU
         kept=journal.kept,
         standing=standing,
         silent=silent,
-        files=_files(journals, journal.id),
+        files=journals.files_for_people(journal.id),
         writers=_writers(services, journal),
     )
 
 
-def give_up(services: Services, plan: GiveUpPlan) -> list[str]:
+def give_up(services: Services, plan: GiveUpPlan | AsidePlan) -> list[str]:
     """Close the journal of a plan that was shown and agreed to; returns lines for people.
 
     Raises:
         Refused: the restore does not stand where it stood when this was planned.
         FenceFailed: the journal is closed, and the writers did not start; the hint names the command.
     """
+    if isinstance(plan, AsidePlan):
+        return close(services, plan)
     lines: list[str] = []
     trouble: OpsError | None = None
     asked = {"restore": plan.restore_id, "plan": plan.digest, "found": plan.phase}
@@ -126,21 +131,22 @@ def give_up(services: Services, plan: GiveUpPlan) -> list[str]:
 
 
 def _unsettled(journals: Journals, restore_id: str) -> Journal:
-    known = {j.id: j for j in journals.all()}
-    unsettled = [j.id for j in known.values() if j.phase in OPEN | KEEPING]
+    journal = journals.read(restore_id) if restore_id in journals.ids() else None
+    if journal and journal.phase in OPEN | KEEPING:
+        return journal
+    unsettled = [name for name in journals.ids() if _to_settle(journals, name)]
     hint = f"Those that are not settled: {', '.join(unsettled)}." if unsettled else "Every restore is settled."
-    if restore_id not in known:
+    if journal is None:
         raise UsageError(f"there is no restore {restore_id!r}", hint=hint)
-    if restore_id not in unsettled:
-        raise UsageError(
-            f"nothing of the restore {restore_id} is left to settle: it is {known[restore_id].phase.replace('_', ' ')}", hint=hint
-        )
-    return known[restore_id]
+    raise UsageError(f"nothing of the restore {restore_id} is left to settle: it is {journal.phase.replace('_', ' ')}", hint=hint)
 
 
-def _files(journals: Journals, restore_id: str) -> tuple[str, ...]:
-    directory = journals.directory(restore_id)
-    return tuple(f"{p}, {human_bytes(p.stat().st_size)}" for p in sorted(directory.rglob("*")) if p.is_file())
+def _to_settle(journals: Journals, restore_id: str) -> bool:
+    try:
+        journal = journals.read(restore_id)
+    except NotUnderstood:
+        return True
+    return journal is not None and journal.phase in OPEN | KEEPING
 
 
 def _writers(services: Services, journal: Journal) -> str:

@@ -5,6 +5,7 @@
 
 from scholaria_ops.stores.postgres.live.plan import PostgresPlan
 from scholaria_ops.stores.postgres.live.records import mark_of
+from scholaria_ops.stores.postgres.live.standing import traces
 from scholaria_ops.stores.postgres.live.store import PostgresLive
 
-__all__ = ["PostgresLive", "PostgresPlan", "mark_of"]
+__all__ = ["PostgresLive", "PostgresPlan", "mark_of", "traces"]

@@ -15,6 +15,7 @@ _RESTORE_ID = re.compile(r"_(?P<id>\d{8}_\d{6})(?:_\d+)?\Z")
 
 #: ``restore``: what is loaded, until it is served. ``before``: what was served before. ``after``: what was served until an undo.
 Word = Literal["restore", "before", "after"]
+WORDS: tuple[Word, ...] = ("restore", "before", "after")
 
 
 def beside(dbname: str, word: Word, restore_id: str) -> str:
@@ -43,6 +44,14 @@ def free_name(record: Record, taken: Container[str], which: Literal["before_name
         return name
     word: Any = which.removesuffix("_name")
     return free_beside(record.dbname, word, name.rpartition(f"_{word}_")[2], taken)
+
+
+def word_of(name: str, restore_id: str) -> Word | None:
+    """Which of the names of this restore it is, by its look; None if it is none."""
+    match = _RESTORE_ID.search(name)
+    if match and match["id"] == restore_id:
+        return next((word for word in WORDS if name[: match.start()].endswith(f"_{word}")), None)
+    return None
 
 
 def being_restored(dbname: str, existing: Iterable[str]) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Notebook, Standing
+from scholaria_ops.stores.live import Notebook, Standing, Trace
 from scholaria_ops.stores.postgres.live import records
+from scholaria_ops.stores.postgres.live.names import Word, word_of
 from scholaria_ops.stores.postgres.live.records import Record
 from scholaria_ops.stores.postgres.live.server import Database, databases, maintenance, named, size_for_people
 from scholaria_ops.stores.postgres.live.take_back import new_database, old_database
@@ -51,3 +52,31 @@ def _on_its_server(session: Session, record: Record) -> Standing:
         ),
         by_hand=tuple(by_hand),
     )
+
+
+_BY_NAME: dict[Word, str] = {
+    "restore": "by its name what the restore loaded, and did not serve",
+    "before": "by its name what was served before the restore",
+    "after": "by its name what was served until it went back",
+}
+
+
+def traces(connection: PostgresConnection, restore_id: str, ctx: Context) -> tuple[Trace, ...]:
+    """The served database, and those that a restore's id is in the name of. Changes nothing.
+
+    Raises:
+        OpsError: the server cannot be asked.
+    """
+    with open_session(maintenance(connection), cancel=ctx.cancel) as session:
+        existing = databases(session)
+        found = (
+            [] if named(existing, connection.dbname) else [Trace(f"no database {connection.dbname}", "nothing is served under that name")]
+        )
+        for database in sorted(existing.values(), key=lambda d: d.name):
+            word = word_of(database.name, restore_id)
+            if word is None and database.name != connection.dbname:
+                continue
+            closed = "" if database.open else "; takes no connections"
+            kind = _BY_NAME[word] if word else "what is served"
+            found.append(Trace(f"database {database.name}", f"{size_for_people(session, database)}: {kind}{closed}"))
+        return tuple(found)

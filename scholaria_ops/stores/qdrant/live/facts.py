@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from scholaria_ops.catalogue.evidence.base import Model
 from scholaria_ops.errors import Refused
 from scholaria_ops.stores.live import Fact, Notebook
@@ -126,7 +128,20 @@ _FIELDS = frozenset(Begun.model_fields)
 
 
 def read(facts: Mapping[str, Fact]) -> Begun:
-    return Begun.model_validate({name: fact for name, fact in facts.items() if name in _FIELDS})
+    """What is known.
+
+    Raises:
+        Refused: the notebook cannot be understood.
+    """
+    try:
+        return Begun.model_validate({name: fact for name, fact in facts.items() if name in _FIELDS})
+    except ValidationError as exc:
+        wrong = ", ".join(sorted({str(error["loc"][0]) for error in exc.errors(include_input=False) if error["loc"]}))
+        raise Refused(
+            f"what a restore wrote down about Qdrant cannot be understood ({wrong})",
+            hint="It was edited or is of another version. Look at the server's collections by hand; nothing was touched.",
+            store="qdrant",
+        ) from None
 
 
 def write(notebook: Notebook, begun: Begun, **changes: Any) -> Begun:

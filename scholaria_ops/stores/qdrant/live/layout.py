@@ -60,6 +60,12 @@ def base_of(name: str) -> str:
     return found["base"] if found else name
 
 
+def word_of(name: str, restore_id: str) -> str | None:
+    """What stands before a restore's id in a name that it made (empty for the data themselves), by its look; None if it is none."""
+    found = re.search(rf"__(?:(before|after|original|meanwhile)_)?{re.escape(restore_id)}(?:_\d+)?\Z", name)
+    return (found[1] or "") if found else None
+
+
 def layout(
     evidence: QdrantEvidence, live: Collection[str], aliases: Mapping[str, str], *, by_own_name: Collection[str], in_place: bool
 ) -> Layout:

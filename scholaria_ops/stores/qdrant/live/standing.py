@@ -5,8 +5,9 @@ from __future__ import annotations
 from scholaria_ops.connections import QdrantConnection
 from scholaria_ops.errors import StoreError, StoreUnavailable
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Notebook, Standing
+from scholaria_ops.stores.live import Notebook, Standing, Trace
 from scholaria_ops.stores.qdrant.live import facts
+from scholaria_ops.stores.qdrant.live.layout import word_of
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of, exact_count
 from scholaria_ops.stores.qdrant.rest import Rest, at
 
@@ -20,12 +21,7 @@ def standing(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> 
         live, aliases = set(collections_of(rest)), aliases_of(rest)
 
         def points(name: str) -> str:
-            try:
-                return f"{exact_count(rest, name):,} points"
-            except StoreUnavailable:
-                raise
-            except StoreError:
-                return "which does not answer"
+            return _points(rest, name)
 
         markers = {one.marker for one in begun.placed if one.marker}
         said = sorted({*begun.aliases_before, *begun.aliases_after, *(one.item.plain for one in begun.placed if one.item.plain)})
@@ -46,3 +42,39 @@ def standing(connection: QdrantConnection, notebook: Notebook, ctx: Context) -> 
         for marker in sorted(markers & aliases.keys()):
             left.append(f"alias {marker}: collection {aliases[marker]} is still what it was before the restore")
     return Standing(served=tuple(served), left=tuple(left), by_hand=tuple(by_hand))
+
+
+_BY_NAME = {
+    "": "by its name what the restore loaded",
+    "before": "by its name a copy of what was served before the restore",
+    "after": "by its name a copy of what was served until it went back",
+    "meanwhile": "by its name what was written under the old name meanwhile",
+    "original": "its collection is still what it was before the restore",
+}
+
+
+def traces(connection: QdrantConnection, restore_id: str, ctx: Context) -> tuple[Trace, ...]:
+    """Collections and aliases that a restore's id is in the name of, and the aliases that lead there. Changes nothing.
+
+    Raises:
+        OpsError: the server cannot be asked.
+    """
+    found = []
+    with Rest(connection, cancel=ctx.cancel) as rest:
+        for name in sorted(collections_of(rest)):
+            if (word := word_of(name, restore_id)) is not None:
+                found.append(Trace(f"collection {name}", f"{_points(rest, name)}: {_BY_NAME[word]}"))
+        for alias, target in sorted(aliases_of(rest).items()):
+            word = word_of(alias, restore_id)
+            if word is not None or word_of(target, restore_id) is not None:
+                found.append(Trace(f"alias {alias}", f"leads to {target}" + (f": {_BY_NAME[word]}" if word else "")))
+    return tuple(found)
+
+
+def _points(rest: Rest, name: str) -> str:
+    try:
+        return f"{exact_count(rest, name):,} points"
+    except StoreUnavailable:
+        raise
+    except StoreError:
+        return "which does not answer"
