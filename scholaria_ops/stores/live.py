@@ -149,6 +149,10 @@ class RolledBack:
     lines: list[str] = field(default_factory=list)
     #: What was written to while the restored data were served, and is therefore set aside until ``discard``; as in :class:`Switched`.
     kept: tuple[str, ...] = ()
+    #: PostgreSQL only, and only where there is a database to go on: sequence → the largest id that the restored database knew once
+    #: it had been served. None: it never was.
+    given_out: Mapping[str, int] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Standing(Model):

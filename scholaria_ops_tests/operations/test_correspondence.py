@@ -14,9 +14,9 @@ from scholaria_ops.operations.restore.after import After
 from scholaria_ops.operations.services import Services
 from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.sandbox.qdrant import QdrantServer
-from scholaria_ops.stores.postgres.sequences import given_out
 from scholaria_ops_tests.conftest import ContextFactory
 from scholaria_ops_tests.operations.conftest import ServicesFactory
+from scholaria_ops_tests.stores.postgres_support import ask
 
 COLLECTION = "context_items"
 DATABASE = "correspondence"
@@ -110,7 +110,7 @@ def test_a_point_that_can_be_no_row_neither_uses_up_all_ids_nor_makes_a_restore_
     _sql(postgres, "CREATE SEQUENCE public.ids AS integer OWNED BY public.rag_contextitem.id")
     _points(qdrant.url, stray)
     After(_services(services_factory, postgres, qdrant.url), context_factory())._raise_sequences()
-    assert given_out(postgres) == {"public.ids": 5}
+    assert ask(postgres, "SELECT last_value FROM public.ids") == [(5,)]
 
 
 def test_a_dead_qdrant_is_told_and_no_reason_to_do_without_postgres(
@@ -120,5 +120,5 @@ def test_a_dead_qdrant_is_told_and_no_reason_to_do_without_postgres(
     _sql(postgres, "CREATE SEQUENCE public.ids AS integer OWNED BY public.rag_contextitem.id")
     after = After(_services(services_factory, postgres, "http://127.0.0.1:9"), context_factory(), given_out={"public.ids": 3})
     after._raise_sequences()
-    assert given_out(postgres) == {"public.ids": 3}
+    assert ask(postgres, "SELECT last_value FROM public.ids") == [(3,)]
     assert "the ids that Qdrant knows could not be read" in after.told[0]

@@ -73,11 +73,24 @@ def test_all_that_one_database_gave_out_is_jumped_over_in_another(live: Postgres
     execute(live, "CREATE SEQUENCE down INCREMENT -1")
     ask(live, "SELECT nextval('down')")
     raise_sequence(live, "public.a", "id", 1001)
-    assert given_out(live) == {"public.a_id_seq": 1001}
+    assert given_out(live) == ({"public.a_id_seq": 1001}, [])
     known = {"public.a_id_seq": 2000, 'public."Odd.name"': 7, "public.gone": 9}
     assert raise_all(live, known) == 2
     assert raise_all(live, known) == 0
     assert ask(live, """SELECT nextval('public."Odd.name"'), nextval('public.a_id_seq')""") == [(8, 2001)]
+
+
+def test_ids_that_rows_bear_count_as_well_except_for_the_last_one_there_is(live: PostgresConnection, pg_server: PostgresServer) -> None:
+    execute(live, 'ALTER TABLE "b c" ADD PRIMARY KEY (id)', "INSERT INTO a (id) VALUES (50), (2147483647)", "INSERT INTO plain VALUES (9)")
+    assert given_out(live) == ({"public.a_id_seq": 50}, [])
+    execute(live, 'INSERT INTO "b c" OVERRIDING SYSTEM VALUE VALUES (-4, 1), (-3, 1)')
+    assert given_out(live) == ({"public.a_id_seq": 50}, [])
+    ((path,),) = ask(live, "SELECT pg_relation_filepath('\"b c\"')")
+    execute(pg_server.connection, "CHECKPOINT")
+    (pg_server.data / str(path)).unlink()
+    found, (untold,) = given_out(live)
+    assert found == {"public.a_id_seq": 50}
+    assert untold.startswith('the largest public."b c".id could not be read, only what its sequence has given out: ')
 
 
 def test_a_database_that_is_read_only_by_default_or_forbids_changes_of_definitions_is_no_obstacle(live: PostgresConnection) -> None:
@@ -88,7 +101,7 @@ def test_a_database_that_is_read_only_by_default_or_forbids_changes_of_definitio
         "ALTER DATABASE raised SET default_transaction_read_only = on",
     )
     assert raise_all(live, {"public.a_id_seq": 2000}) == 1
-    assert given_out(live) == {"public.a_id_seq": 2000}
+    assert given_out(live) == ({"public.a_id_seq": 2000}, [])
 
 
 def test_it_is_known_which_ids_there_can_be(live: PostgresConnection) -> None:

@@ -104,7 +104,10 @@ class After:
             self.services.progress.say(line)
 
     def _raise_sequences(self) -> None:
-        self.told += raise_sequences(self.services, self.given_out)
+        done, untold = raise_sequences(self.services, self.given_out)
+        self.told += untold
+        for line in done:
+            self.services.progress.say(line)
 
     def look(self, backup_set: BackupSet, stores: Sequence[StoreName]) -> Aftermath:
         """See whether the stores fit together and the application is well. Changes nothing, and may go on while the stores

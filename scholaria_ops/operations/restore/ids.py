@@ -14,31 +14,29 @@ from scholaria_ops.stores.postgres.sequences import given_out, largest_possible,
 def ids_given_out(services: Services) -> tuple[dict[str, int], list[str]]:
     """Sequence → the largest id that the served database has given out; and lines for people where that cannot be read."""
     try:
-        return given_out(services.settings.postgres_restore, cancel=services.cancel), []
+        return given_out(services.settings.postgres_restore, cancel=services.cancel)
     except OpsError as exc:
         services.cancel.check()
         # Damaged or gone: that may be why it is replaced. What Qdrant knows is looked at all the same.
         return {}, [f"the ids that the former database gave out could not be read, and may be given out again: {exc.message}"]
 
 
-def raise_sequences(services: Services, at_least: Mapping[str, int]) -> list[str]:
-    """Have the served database go on above these ids, and above those that Qdrant knows; returns what could not be learnt.
+def raise_sequences(services: Services, at_least: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Have the served database go on above these ids, and above those that Qdrant knows; returns what was done and what could
+    not be learnt, a line each.
 
     Raises:
         StoreError, Refused: PostgreSQL cannot be asked, or a sequence could not be raised.
     """
     settings = services.settings
     raised = raise_all(settings.postgres_restore, at_least, cancel=services.cancel)
-    if raised:
-        services.progress.say(f"{raised} sequence(s) go on above the ids that were given out by the database that was replaced")
+    done = [f"{raised} sequence(s) go on above the ids that were given out by the database that was replaced"] if raised else []
     # A point whose id no row can have is no reason to use up all ids.
     most = largest_possible(settings.postgres_restore, CHUNK_TABLE, CHUNK_ID, cancel=services.cancel)
     try:
         highest = largest_point(settings.qdrant, below=most, cancel=services.cancel) if most else 0
     except OpsError as exc:
         services.cancel.check()  # else it is down: no reason to do without PostgreSQL as well
-        return [f"the ids that Qdrant knows could not be read, and may be given out again: {exc.message}"]
+        return done, [f"the ids that Qdrant knows could not be read, and may be given out again: {exc.message}"]
     line = raise_sequence(settings.postgres_restore, CHUNK_TABLE, CHUNK_ID, highest, cancel=services.cancel)
-    if line:
-        services.progress.say(line)
-    return []
+    return [*done, *([line] if line else [])], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from scholaria_ops.cancel import CancelToken, uninterrupted
@@ -17,6 +17,7 @@ from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import RolledBack
 
+_IDS_AGAIN = "postgres: ids may be given out again: {}"
 #: What is said to whoever presses Ctrl-C while stores go back.
 FINISHED = "the stores are going back to one time: this is brought to its end first"
 
@@ -41,16 +42,16 @@ def recover(services: Services, live: LiveStores, ctx: Context) -> list[str]:
     journals = Journals(services.catalogue.layout)
     lines: list[str] = []
     for journal in journals.unfinished():
-        services.audit("recover", journal.set_id, "begun", restore=journal.id, found=journal.phase)
-        if journal.phase == "switched":
-            lines += _carry_to_its_end(services, live, journals, journal, ctx)
-        elif journal.phase == "undoing":
-            lines += _resume_undoing(services, live, journals, journal, ctx)
-        else:
-            lines += [
-                f"the restore {journal.id} of {journal.set_id} had been cut off; it is taken back",
-                *take_back(services, live, journals, journal, ctx).lines,
-            ]
+        with services.audited("recover", journal.set_id, restore=journal.id, found=journal.phase) as audit:
+            if journal.phase == "switched":
+                told = _carry_to_its_end(services, live, journals, journal, ctx)
+            elif journal.phase == "undoing":
+                told = _resume_undoing(services, live, journals, journal, ctx)
+            else:
+                back = take_back(services, live, journals, journal, ctx)
+                told = [f"the restore {journal.id} of {journal.set_id} had been cut off; it is taken back", *back.lines, *back.warnings]
+            audit.note(lines=told)
+        lines += told
     return lines
 
 
@@ -64,7 +65,9 @@ def take_back(services: Services, live: LiveStores, journals: Journals, journal:
     """Every store serves what it served before, and the writers run. All stores are tried, whatever one of them says."""
     lines: list[str] = []
     kept: list[str] = []
+    warnings: list[str] = []
     failures: list[str] = []
+    given_out: Mapping[str, int] | None = None
     try:
         journal = journals.write(journal.model_copy(update={"phase": "rolling_back"}))
     except Exception as exc:  # noqa: BLE001 - a full disk here is no reason to leave the stores as they are
@@ -74,8 +77,18 @@ def take_back(services: Services, live: LiveStores, journals: Journals, journal:
             back = live[name].store.roll_back(journals.notebook(journal.id, name), _own(ctx, name))
             lines += back.lines
             kept += back.kept
+            warnings += back.warnings
+            given_out = given_out if back.given_out is None else back.given_out
         except Exception as exc:  # noqa: BLE001 - one store must not keep the others, nor the writers, from their service
             failures.append(f"{name}: {_told(exc)}")
+    try:
+        if given_out is not None:
+            done, untold = _ids_go_on(services, given_out, ctx)
+            lines += done
+            warnings += untold
+    except OpsError as exc:
+        failures.append(_IDS_AGAIN.format(_told(exc)))
+    journal = journal.model_copy(update={"warnings": (*journal.warnings, *warnings)})
     try:
         if journal.fenced:
             journal = writers_started(services, journals, journal)
@@ -83,13 +96,15 @@ def take_back(services: Services, live: LiveStores, journals: Journals, journal:
     except OpsError as exc:
         failures.append(f"{exc.message} ({exc.hint})")
     if failures:
-        raise NotTakenBack("; ".join(failures), hint=f"Mend the cause, then run `scholaria-ops restore --recover`. {dead_end(journal.id)}")
+        raise NotTakenBack(
+            "; ".join((*failures, *warnings)), hint=f"Mend the cause, then run `scholaria-ops restore --recover`. {dead_end(journal.id)}"
+        )
     if kept:
         lines.append("`scholaria-ops restore --discard-old` removes what is set aside")
     end = {"phase": "aside" if kept else "rolled_back", "kept": tuple(kept), "ended_at": services.now()}
     journals.write(journal.model_copy(update=end))
     journals.forget_files(journal.id)
-    return RolledBack(lines, tuple(kept))
+    return RolledBack(lines, tuple(kept), warnings=tuple(warnings))
 
 
 def _told(exc: Exception) -> str:
@@ -149,7 +164,7 @@ def _resume_undoing(services: Services, live: LiveStores, journals: Journals, jo
     untold: list[str] = []
     if "postgres" in journal.stores and not journal.given_out and not journal.undone:  # cut off before they were noted
         given_out, untold = ids_given_out(services)
-        journal = journals.write(journal.model_copy(update={"given_out": given_out}))
+        journal = journals.write(journal.model_copy(update={"given_out": given_out, "warnings": (*journal.warnings, *untold)}))
     return untold + carry_on_undoing(services, live, journals, journal, ctx)
 
 
@@ -170,6 +185,7 @@ def carry_on_undoing(services: Services, live: LiveStores, journals: Journals, j
 def _all_undone(services: Services, live: LiveStores, journals: Journals, journal: Journal, ctx: Context) -> list[str]:
     lines: list[str] = []
     failures: list[str] = []
+    warnings: list[str] = []
     for name in reversed(journal.stores):
         if name in journal.undone:
             continue
@@ -182,12 +198,14 @@ def _all_undone(services: Services, live: LiveStores, journals: Journals, journa
             failures.append(f"{name}: {_told(exc)}")
             continue
         lines.append(f"{name}: serves what it served before the restore {journal.id}; {switched.lockout_s:.2f} s without service")
-        lines += switched.warnings
+        warnings += switched.warnings
     try:
         if "postgres" in journal.undone:
-            lines += _ids_go_on(services, journal, ctx)
+            done, untold = _ids_go_on(services, journal.given_out, ctx)
+            lines += done
+            warnings += untold
     except OpsError as exc:
-        failures.append(f"postgres: ids may be given out again: {_told(exc)}")
+        failures.append(_IDS_AGAIN.format(_told(exc)))
     try:
         if journal.fenced:
             journal = writers_started(services, journals, journal)
@@ -195,21 +213,26 @@ def _all_undone(services: Services, live: LiveStores, journals: Journals, journa
         failures.append(f"{exc.message} ({exc.hint})")
     if failures:
         raise NotTakenBack(
-            "; ".join(failures),
+            "; ".join((*failures, *warnings)),
             hint="The stores do not belong together now. Mend the cause, then run `scholaria-ops restore --recover`. "
             + dead_end(journal.id),
         )
-    journals.write(journal.model_copy(update={"phase": "undone", "ended_at": services.now()}))
-    return lines
+    end = {"phase": "undone", "warnings": (*journal.warnings, *warnings), "ended_at": services.now()}
+    journals.write(journal.model_copy(update=end))
+    return lines + warnings
 
 
-def _ids_go_on(services: Services, journal: Journal, ctx: Context) -> list[str]:
-    """Have the database that is served again give out no id that the one set aside has given out: points and people may know them."""
+def _ids_go_on(services: Services, given_out: Mapping[str, int], ctx: Context) -> tuple[list[str], list[str]]:
+    """Have the database that is served again give out no id that the other one has given out: points and people may know them.
+
+    Returns what was done, and what could not be, a line each.
+
+    Raises:
+        StoreUnavailable: it is down; the next command raises them.
+    """
     try:
-        return raise_sequences(replace(services, cancel=ctx.cancel), journal.given_out)
+        return raise_sequences(replace(services, cancel=ctx.cancel), given_out)
     except StoreUnavailable:
-        raise  # it is down: the next command raises them
-    except Refused:
-        return []  # there was no database before, or it lets nobody in: nobody is given an id there
-    except StoreError as exc:  # waiting for it would leave the writers stopped
-        return [f"ids that were given out since the restore may be given out again: {exc.message}"]
+        raise
+    except (StoreError, Refused) as exc:  # waiting for it would leave the writers stopped
+        return [], [f"ids that were given out since the restore may be given out again: {exc.message}"]

@@ -318,7 +318,7 @@ def _taken_back(run: _Run, cause: BaseException) -> BaseException:
             hint="`scholaria-ops restore --recover` tries again; the old data are kept. " + (second.hint or ""),
             taken_back=False,
         )
-    for line in back.lines:
+    for line in (*back.lines, *back.warnings):
         run.say(line)
     if not isinstance(cause, OpsError):
         return cause
@@ -326,7 +326,8 @@ def _taken_back(run: _Run, cause: BaseException) -> BaseException:
         return cause
     return RestoreFailed(
         f"the restore of {run.plan.set_id} failed and was taken back; the live stores serve what they served before: {cause}"
-        + "".join(f"; set aside: {line}" for line in back.kept),
+        + "".join(f"; set aside: {line}" for line in back.kept)
+        + "".join(f"; {line}" for line in back.warnings),
         hint=cause.hint or "Mend the cause and make a new plan.",
         taken_back=True,
     )

@@ -70,7 +70,7 @@ def undo(services: Services, live: LiveStores, plan: UndoPlan) -> list[str]:
     """
     fence = fence_of(services.settings)
     with (
-        services.audited("undo", plan.set_id, restore=plan.restore_id, plan=plan.digest),
+        services.audited("undo", plan.set_id, restore=plan.restore_id, plan=plan.digest) as audit,
         services.locked(f"undo of the restore {plan.restore_id}"),
         services.context("undo") as ctx,
     ):
@@ -89,7 +89,9 @@ def undo(services: Services, live: LiveStores, plan: UndoPlan) -> list[str]:
                 journals.write(journal)
                 raise
             told.text = FINISHED
-            return lines + untold + carry_on_undoing(services, live, journals, undoing, ctx)
+            lines += untold + carry_on_undoing(services, live, journals, undoing, ctx)
+        audit.note(lines=lines)
+        return lines
 
 
 def _stopped(services: Services, journals: Journals, journal: Journal, fence: Fence, told: Deferred) -> tuple[Journal, list[str]]:
@@ -99,7 +101,8 @@ def _stopped(services: Services, journals: Journals, journal: Journal, fence: Fe
         given_out, untold = ids_given_out(services) if "postgres" in journal.stores else ({}, [])
         if told.asked or services.cancel.cancelled:
             raise Cancelled("stopped before any store had gone back")
-        return journals.write(journal.model_copy(update={"given_out": given_out})), untold
+        noted = {"given_out": given_out, "warnings": (*journal.warnings, *untold)}
+        return journals.write(journal.model_copy(update=noted)), untold
     except BaseException:
         fence.start()
         raise

@@ -22,7 +22,7 @@ def _no_aftermath(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(After, "_raise_sequences", lambda *_: None)
     for module in (undo, recover):
         monkeypatch.setattr(module, "ids_given_out", lambda *_: ({}, []))
-    monkeypatch.setattr(recover, "raise_sequences", lambda *_: [])
+    monkeypatch.setattr(recover, "raise_sequences", lambda *_: ([], []))
     monkeypatch.setattr(After, "look", lambda *_: Aftermath())
     monkeypatch.setattr(After, "ask_for_backup", lambda _self, _set, found: found)
 

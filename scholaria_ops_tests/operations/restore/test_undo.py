@@ -233,10 +233,10 @@ def sequences(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The ids that the served database has given out (900), and a file of what sequences were raised to."""
     file = tmp_path / "raised"
 
-    def raised(_services: Services, at_least: Mapping[str, int]) -> list[str]:
+    def raised(_services: Services, at_least: Mapping[str, int]) -> tuple[list[str], list[str]]:
         with file.open("a") as out:
             out.write(f"{dict(at_least)}\n")
-        return []
+        return [], []
 
     for module in (undo_module, recover_module):
         monkeypatch.setattr(module, "ids_given_out", lambda *_: ({"public.topic_id_seq": 900}, []))
@@ -288,3 +288,8 @@ def test_sequences_that_cannot_be_raised_are_told_or_tried_again_where_the_datab
     lines = recover_now(here.services, here.live)
     assert "ids that were given out since the restore may be given out again: its maximum is lower" in lines
     assert here.journals.unfinished() == []
+    here.execute()
+    failing(Refused("permission denied for sequence topic_id_seq"))
+    lines = undo(here.services, here.live, plan_undo(here.services, here.live))
+    assert lines[-1] == "ids that were given out since the restore may be given out again: permission denied for sequence topic_id_seq"
+    assert here.journals.all()[-1].warnings == (lines[-1],)

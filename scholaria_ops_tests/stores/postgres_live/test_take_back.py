@@ -139,6 +139,32 @@ def test_killed_while_it_looks_at_what_was_written_the_next_one_decides_the_same
     assert names(home) == {NAME: True}
 
 
+def test_killed_once_it_is_dropped_the_ids_that_it_gave_out_are_known(
+    live: PostgresConnection, sealed: MadeSet, home: PostgresServer, tmp_path: Path, context_factory: ContextFactory
+) -> None:
+    ctx, notebook = context_factory(), FileNotebook(tmp_path)
+    store, plan = staged(live, sealed, notebook, ctx)
+    assert store.roll_back(notebook, ctx).given_out is None, "it was never served"
+    store, plan = staged(live, sealed, notebook, ctx)
+    store.switch(plan, notebook, ctx)
+    ask(live, "SELECT nextval('topic_id_seq') FROM generate_series(1, 900)")
+
+    def armed() -> None:
+        real = getattr(take_back, "drop")  # noqa: B009 - the module does not export it
+
+        def last(*given: object) -> None:
+            real(*given)
+            die()
+
+        setattr(take_back, "drop", last)  # noqa: B010
+        store.roll_back(notebook, ctx)
+
+    assert killed_in_child(armed)
+    assert names(home) == {NAME: True}
+    for _ in range(2):
+        assert store.roll_back(notebook, ctx).given_out == {"public.topic_id_seq": 1000, "public.chunk_id_seq": 1000}
+
+
 def test_how_it_stands_is_told_in_every_state(
     live: PostgresConnection, sealed: MadeSet, home: PostgresServer, tmp_path: Path, context_factory: ContextFactory
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import LiteralString
 
 from scholaria_ops.catalogue.evidence.postgres import PostgresEvidence, SequenceValue, TableEvidence
 from scholaria_ops.stores.live import Effect
@@ -12,20 +11,10 @@ from scholaria_ops.stores.postgres import inventory
 from scholaria_ops.stores.postgres.live.writes import Table, count, readable, tables, within_reach, written_since
 from scholaria_ops.stores.postgres.measure import TIMELINE, alembic_revision, sequences, system_identifier
 from scholaria_ops.stores.postgres.names import qualified
+from scholaria_ops.stores.postgres.sequences import numbered
 from scholaria_ops.stores.postgres.session import Session
 
 _DEFINITIONS_SHOWN = 40
-
-#: Tables with a key of one integer column that a sequence fills: schema, table, column, the sequence, its increment.
-_KEYS: LiteralString = """
-SELECT n.nspname::text, c.relname::text, a.attname::text, sn.nspname::text, s.relname::text, q.seqincrement
-FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
-JOIN pg_class s ON s.oid = pg_get_serial_sequence(format('%%I.%%I', n.nspname, c.relname), a.attname)::regclass
-JOIN pg_namespace sn ON sn.oid = s.relnamespace JOIN pg_sequence q ON q.seqrelid = s.oid
-WHERE i.indisprimary AND i.indnkeyatts = 1 AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
-  AND c.relkind IN ('r', 'p') AND n.nspname <> %s ORDER BY 1, 2
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +78,10 @@ def comparable_mark(session: Session, evidence: PostgresEvidence) -> int | None:
 
 
 def _keys(session: Session, evidence: PostgresEvidence) -> dict[str, Key]:
-    found = {}
-    for schema, table, column, sequence_schema, sequence, increment in session.rows(_KEYS, ("information_schema",)):
-        name = qualified(sequence_schema, sequence)
-        found[qualified(schema, table)] = Key(column, name, increment, _given_out(evidence.sequences.get(name)))
-    return found
+    return {
+        qualified(key.schema, key.table): Key(key.column, key.sequence, key.increment, _given_out(evidence.sequences.get(key.sequence)))
+        for key in numbered(session)
+    }
 
 
 def _given_out(value: SequenceValue | None) -> int | None:

@@ -55,6 +55,8 @@ class Record(BaseModel):
     #: What was written into the new database while it was served, once it is known, and the restore was taken back: it is
     #: under ``after_name`` then, and is not dropped.
     set_aside: str = ""
+    #: Sequence → the largest id that it knew by then: written down before it is dropped. None: it was never served.
+    given_out: Mapping[str, int] | None = None
     #: Seconds since the epoch of the last fence, and the lock-out that followed; None until it ended.
     fenced_at: float | None = None
     lockout_s: float | None = None

@@ -10,6 +10,7 @@ from scholaria_ops.stores.postgres.live.records import Record
 from scholaria_ops.stores.postgres.live.server import Database, databases, drop, named, set_open, size_for_people
 from scholaria_ops.stores.postgres.live.swap import Swap, exchange
 from scholaria_ops.stores.postgres.live.writes import since_the_switch, unreadable
+from scholaria_ops.stores.postgres.sequences import given_out
 from scholaria_ops.stores.postgres.session import Session, open_session
 
 _SHOWN = 20
@@ -49,7 +50,11 @@ def take_back(session: Session, connection: PostgresConnection, record: Record, 
     elif old and old.open != record.old_open:
         set_open(session, old.name, to=record.old_open)
         done.append(f"database {old.name} {'takes' if record.old_open else 'refuses'} connections again")
-    written = (record.set_aside or _written(session, connection, record, new)) if new else ""
+    written, ids = record.set_aside, record.given_out
+    untold: list[str] = []
+    if new and not written and record.mark is not None and new.name != record.new_name:
+        written, ids, untold = _looked_at(session, connection, record, new)
+        notebook.write(given_out=ids)
     kept: tuple[str, ...] = ()
     if new:
         size = size_for_people(session, new)
@@ -62,29 +67,36 @@ def take_back(session: Session, connection: PostgresConnection, record: Record, 
             done.append(f"database {new.name}, {size}, removed")
     done += _drop_roles(session, record)
     notebook.write(staged=None, set_aside=written)
-    return RolledBack(done, kept)
+    return RolledBack(done, kept, given_out=ids if old else None, warnings=tuple(untold))
 
 
-def _written(session: Session, connection: PostgresConnection, record: Record, new: Database) -> str:
-    """What was written into a database that had been served; empty if nothing was, or it never was served.
+def _looked_at(session: Session, connection: PostgresConnection, record: Record, new: Database) -> tuple[str, dict[str, int], list[str]]:
+    """What was written into a database that had been served, empty if nothing was; the largest ids that it knows, and what of
+    them could not be learnt.
 
     It was renamed when its sessions had ended, and is opened under a name that nobody else knows, for this look alone. What
     cannot be read is taken to be written to.
     """
-    if record.mark is None or new.name == record.new_name:
-        return ""
+    aside = connection.with_db(new.name)
+    ids: dict[str, int] = {}
+    untold: list[str] = []
     set_open(session, new.name, to=True)
     try:
-        with open_session(connection.with_db(new.name)) as inside:
-            found = list(since_the_switch(inside, record))
-    except OpsError as exc:  # where the server itself is gone, closing the database says so
-        found = [unreadable("everything in it", exc)]
+        try:
+            with open_session(aside) as inside:
+                found = list(since_the_switch(inside, record))
+        except OpsError as exc:  # where the server itself is gone, closing the database says so
+            found = [unreadable("everything in it", exc)]
+        try:
+            ids, untold = given_out(aside)
+        except OpsError as exc:
+            untold = [f"the ids that the restored database gave out could not be read, and may be given out again: {exc.message}"]
     finally:
         set_open(session, new.name, to=False)
     shown = "; ".join(
         " ".join(filter(None, (e.what, f"{e.count:,}" if e.count is not None else "", f"({e.detail})"))) for e in found[:_SHOWN]
     )
-    return f"{shown}; and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else shown
+    return f"{shown}; and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else shown, ids, untold
 
 
 def _require_way_back(record: Record, existing: dict[int, Database], new: Database | None, old: Database | None) -> None:
