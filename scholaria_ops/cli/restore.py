@@ -291,12 +291,18 @@ def _discard(force: bool, as_json: bool) -> None:
         _confirm(force, "Type yes to remove what these restores have kept")
     with showing_progress() as progress:
         done = discard(services(progress), live_stores(here, RestoreOptions()))
+    left = [line for d in done for line in d.left]
     if as_json:
-        emit_json("restore", {"discarded": [{"restore": d.restore_id, "lines": list(d.lines)} for d in done]})
+        emit_json("restore", {"discarded": [{"restore": d.restore_id, "lines": list(d.lines), "left": list(d.left)} for d in done]})
+    elif left:
+        for line in (line for d in done for line in d.lines):
+            out.print(line, markup=False)
     else:
         err.print(
             f"what {len(done)} restore(s) kept is removed; they can no longer be undone" if done else "nothing was kept", markup=False
         )
+    if left:
+        raise Refused(f"not all of it is removed: {'; '.join(left)}", hint="All else that restores have kept is gone.")
 
 
 def _recover(as_json: bool) -> None:

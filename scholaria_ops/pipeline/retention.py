@@ -86,7 +86,10 @@ def _discard_old(services: Services, context: dg.OpExecutionContext) -> None:
         for gone in discard(
             services, live_stores(services, RestoreOptions()), older_than=timedelta(days=services.settings.restore_keep_days)
         ):
-            context.log.info("What the restore %s kept is removed: %s", gone.restore_id, "; ".join(gone.lines))
+            if gone.lines:
+                context.log.info("What the restore %s kept is removed: %s", gone.restore_id, "; ".join(gone.lines))
+            if gone.left:
+                context.log.warning("Something that the restore %s kept stays: %s", gone.restore_id, "; ".join(gone.left))
     except OpsError as exc:
         context.log.warning("What an old restore has kept could not be removed: %s", exc)
 

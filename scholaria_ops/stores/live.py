@@ -24,6 +24,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from scholaria_ops.catalogue.artifacts import Artifact
 from scholaria_ops.catalogue.evidence.base import Difference, Model, StoreEvidence, StoreName
+from scholaria_ops.errors import Refused
 from scholaria_ops.stores.base import Context
 
 E = TypeVar("E", bound=StoreEvidence)
@@ -166,6 +167,18 @@ class Standing(Model):
     by_hand: tuple[str, ...] = ()
 
 
+class StillKept(Refused):
+    """Something of what was to be discarded is left standing, because somebody seems to want it; all else is removed.
+
+    ``removed``: a line per removed thing; ``kept``: what is left, for people.
+    """
+
+    def __init__(self, message: str, *, hint: str, store: StoreName, removed: Sequence[str], kept: Sequence[str]) -> None:
+        super().__init__(message, hint=hint, store=store)
+        self.removed = tuple(removed)
+        self.kept = tuple(kept)
+
+
 class Trace(NamedTuple):
     """Something on a live server that looks like a restore's, or is what is served: its kind and name, and what is known of it."""
 
@@ -230,6 +243,9 @@ class LiveStore(Protocol[E, P]):
         """Remove what was kept for :meth:`undo`, or by :meth:`roll_back`; returns a line per removed thing. Repeatable.
 
         What is served stays, whichever it is.
+
+        Raises:
+            StillKept: so does what somebody has renamed or uses; all else is removed.
         """
 
     def standing(self, notebook: Notebook, ctx: Context) -> Standing:

@@ -6,6 +6,7 @@ import os
 import pty
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -14,7 +15,9 @@ from scholaria_ops.catalogue.layout import Layout
 from scholaria_ops.operations.restore.journal import Journal, Journals
 from scholaria_ops.pipeline.runner import open_instance
 from scholaria_ops.process import run
+from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops_tests.cli.conftest import COMMAND, Command
+from scholaria_ops_tests.stores.postgres_support import ask, database
 
 
 def test_a_dry_run_shows_the_plan_and_touches_nothing(ops: Command, home: Path, env_file: Path) -> None:
@@ -133,6 +136,44 @@ def test_a_journal_that_cannot_be_understood_is_named_with_the_way_out(ops: Comm
     assert "cut short" in document["give_up"]["why"]
     assert path.with_name("journal.not-understood.json").read_text().endswith('"swit')
     assert "no restore was cut off" in ops("restore", "--recover").out
+
+
+def test_a_kept_database_that_somebody_renamed_is_named_and_stays(ops: Command, tmp_path: Path, pg_server: PostgresServer) -> None:
+    journals = Journals(Layout(tmp_path / "backups"))
+    to, before = pg_server.connection, "kept_before_20261124_020000"
+    env = {
+        "DB_HOST": to.host,
+        "DB_PORT": str(to.port),
+        "DB_USER": to.user,
+        "DB_PASSWORD": to.password.get_secret_value(),
+        "DB_NAME": "kept",
+    }
+    with database(pg_server, "kept"), database(pg_server, "wanted") as wanted:
+        oids = {str(name): int(str(oid)) for oid, name in ask(to, "SELECT oid, datname::text FROM pg_database")}
+        journal = Journal(
+            id="20261124_020000",
+            set_id="20261123_020000",
+            stores=("postgres",),
+            plan_digest="0" * 64,
+            begun_at=datetime(2026, 11, 24, 2, tzinfo=UTC),
+            by="ops@host",
+            phase="done",
+        )
+        journals.write(journal)
+        names = {"new_name": "kept_restore_20261124_020000", "before_name": before, "after_name": "kept_after_20261124_020000"}
+        facts: dict[str, Any] = {"identity": str(pg_server.system_identifier), "dbname": "kept", **names}
+        journals.notebook(journal.id, "postgres").write(**facts, old_oid=oids["wanted"], new_oid=oids["kept"])
+        for _ in range(2):
+            answer = ops("restore", "--discard-old", "--force", env=env)
+            assert answer.code == 4, answer.err
+            said = " ".join(answer.err.split())
+            assert f"it had been called {before}, and somebody has renamed it" in said
+            assert 'DROP DATABASE "wanted", or name it' in said
+        answer = ops("restore", "--discard-old", "--force", "--json", env=env)
+        assert (answer.code, "renamed" in answer.json()["discarded"][0]["left"][0]) == (4, True)
+        assert ask(wanted, "SELECT 1") == [(1,)]
+        assert ops("restore", "--give-up", journal.id, "--force", env=env).code == 0
+        assert ops("restore", "--discard-old", "--force", "--json", env=env).json()["discarded"] == []
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["bars", "lines"])

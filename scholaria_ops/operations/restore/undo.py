@@ -16,7 +16,7 @@ from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.restore.recover import FINISHED, carry_on_undoing, naming_the_way_out, recover
 from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Effect
+from scholaria_ops.stores.live import Effect, StillKept
 
 
 class UndoPlan(Agreed):
@@ -32,10 +32,11 @@ class UndoPlan(Agreed):
 
 @dataclass(frozen=True, slots=True)
 class Discarded:
-    """What was removed, a line each, per restore."""
+    """What was removed, a line each, per restore. ``left``: what stays, and why; it is looked at again by the next discard."""
 
     restore_id: str
     lines: tuple[str, ...]
+    left: tuple[str, ...] = ()
 
 
 def plan_undo(services: Services, live: LiveStores) -> UndoPlan:
@@ -118,7 +119,7 @@ def _require_undoable(live: LiveStores, journals: Journals, journal: Journal, ct
 
 def discard(services: Services, live: LiveStores, *, older_than: timedelta | None = None) -> list[Discarded]:
     """Remove what restores have kept; with ``older_than`` only of restores that ended longer ago. Needs no plan: what it
-    removes has been replaced, and is named in the result.
+    removes has been replaced, and is named in the result. What somebody seems to want is left standing, and named there too.
     """
     if not Journals(services.catalogue.layout).keeping():
         return []
@@ -135,6 +136,8 @@ def discard_holding_the_lock(services: Services, live: LiveStores, ctx: Context,
         if older_than is not None and journal.ended_at is not None and services.now() - journal.ended_at < older_than:
             continue
         lines: list[str] = []
+        left: list[str] = []
+        kept: list[str] = []
         # First, so that a discard that was cut off is not followed by an undo of the stores alone that still can go back.
         if journal.phase != "aside":
             journals.write(journal.model_copy(update={"phase": "discarding"}))
@@ -142,15 +145,20 @@ def discard_holding_the_lock(services: Services, live: LiveStores, ctx: Context,
             try:
                 with naming_the_way_out(journal.id):
                     lines += live[name].store.discard(journals.notebook(journal.id, name), ctx)
+            except StillKept as exc:
+                lines += exc.removed
+                left.append(str(exc))
+                kept += exc.kept
             except Refused:
                 if name == journal.stores[0]:  # nothing is gone yet, and undoing may be what it advises
                     journals.write(journal)
                 raise
         journals.forget_files(journal.id)
-        end = "rolled_back" if journal.phase == "aside" else "discarded"
-        journals.write(journal.model_copy(update={"phase": end, "kept": ()}))
-        services.audit("discard", journal.set_id, "done", restore=journal.id, removed=lines)
-        found.append(Discarded(journal.id, tuple(lines)))
+        aside = journal.phase == "aside"
+        end = ("aside" if aside else "discarding") if left else "rolled_back" if aside else "discarded"
+        journals.write(journal.model_copy(update={"phase": end, "kept": tuple(kept)}))
+        services.audit("discard", journal.set_id, "refused" if left else "done", restore=journal.id, removed=lines, left=left)
+        found.append(Discarded(journal.id, tuple(lines), tuple(left)))
     return found
 
 

@@ -19,7 +19,7 @@ from scholaria_ops.operations.restore.saga import RestoreFailed
 from scholaria_ops.operations.restore.undo import discard, plan_undo, undo
 from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Notebook, Switched
+from scholaria_ops.stores.live import Notebook, StillKept, Switched
 from scholaria_ops_tests.operations.restore.bench import BenchFactory, killed
 from scholaria_ops_tests.operations.restore.stand_in import StandIn, unavailable
 
@@ -75,6 +75,27 @@ def test_a_discard_that_is_refused_leaves_the_undo(bench: BenchFactory) -> None:
         discard(here.services, here.live)
     undo(here.services, here.live, plan_undo(here.services, here.live))
     assert here.served == ["old"] * 3
+
+
+def test_what_one_store_leaves_standing_keeps_neither_the_other_stores_nor_other_restores(bench: BenchFactory) -> None:
+    here = bench()
+    older, newer = here.execute().journal, here.execute().journal
+    spared = StillKept("x, is renamed", hint="Drop it.", store="postgres", removed=["y, removed"], kept=["x, is renamed"])
+    here.fails["postgres"] = {"discard": spared}
+    first, second = discard(here.services, here.live)
+    assert [first.restore_id, second.restore_id] == [older.id, newer.id]
+    for gone in (first, second):
+        assert gone.lines == ("y, removed", "removed what redis had kept", "removed what qdrant had kept")
+        assert gone.left[0].startswith("postgres: x, is renamed (Drop it. ")
+        assert f"restore --give-up {gone.restore_id}" in gone.left[0]
+    assert [(j.phase, j.kept) for j in here.journals.all()] == [("discarding", ("x, is renamed",))] * 2
+    ended = [e for e in here.services.audit_log.entries() if e.verb == "discard"]
+    assert [(e.outcome, e.detail["left"][0][:8]) for e in ended] == [("refused", "postgres")] * 2
+    with pytest.raises(UsageError, match="no restore that can be undone"):
+        plan_undo(here.services, here.live)
+    here.fails.clear()
+    assert [gone.left for gone in discard(here.services, here.live)] == [(), ()]
+    assert [(j.phase, j.kept) for j in here.journals.all()] == [("discarded", ())] * 2
 
 
 @pytest.mark.slow(6)

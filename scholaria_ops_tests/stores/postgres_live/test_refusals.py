@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from scholaria_ops.errors import Busy, Cancelled, Refused, ToolFailed, Verificat
 from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.sandbox.sandbox import Sandbox
 from scholaria_ops.sandbox.tools import Tools
+from scholaria_ops.stores.live import StillKept
 from scholaria_ops.stores.postgres.live import PostgresLive
 from scholaria_ops.stores.postgres.live import server as live_server
+from scholaria_ops.stores.postgres.session import open_session
 from scholaria_ops.stores.postgres.store import PostgresStore
 from scholaria_ops_tests.conftest import ContextFactory
 from scholaria_ops_tests.stores.postgres_live.support import (
@@ -275,6 +278,38 @@ def test_what_is_kept_is_not_discarded_when_it_is_all_that_is_left(
     assert names(home) == {BEFORE: False}
     store.undo(notebook, ctx)
     assert names(home) == {NAME: True}
+
+
+def test_what_somebody_has_renamed_or_uses_is_not_discarded(
+    live: PostgresConnection, sealed: MadeSet, home: PostgresServer, tmp_path: Path, context_factory: ContextFactory
+) -> None:
+    ctx, notebook, store = context_factory(), FileNotebook(tmp_path), PostgresLive(live)
+    restore(store, sealed, notebook, ctx)
+    execute(home.connection, f"ALTER DATABASE {BEFORE} RENAME TO wanted")
+    held = standing(home)
+    with pytest.raises(StillKept, match=f"wanted, .*it had been called {BEFORE}, and somebody has renamed it") as caught:
+        store.discard(notebook, ctx)
+    assert (caught.value.removed, len(caught.value.kept)) == ((), 1)
+    assert f'DROP DATABASE "wanted", or name it {BEFORE} again' in caught.value.hint
+    assert standing(home) == held
+    execute(home.connection, f"ALTER DATABASE wanted RENAME TO {BEFORE}", f"ALTER DATABASE {BEFORE} WITH ALLOW_CONNECTIONS true")
+    with open_session(live.with_db(BEFORE)) as somebody:
+        held = standing(home)
+        with pytest.raises(StillKept, match=r"it is in use by process \d+ of postgres \(scholaria-ops\)"):
+            store.discard(notebook, ctx)
+        assert somebody.one("SELECT 1") == (1,)
+        assert standing(home) == held
+    _ended(home, BEFORE)
+    assert store.discard(notebook, ctx)[0].startswith(f"database {BEFORE}, ")
+    assert names(home) == {NAME: True}
+
+
+def _ended(home: PostgresServer, dbname: str) -> None:
+    """Wait until nobody is in a database: a session goes a moment after its connection."""
+    deadline = time.monotonic() + 30
+    while ask(home.connection, f"SELECT 1 FROM pg_stat_activity WHERE datname = '{dbname}'"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_f83_a_cancelled_stage_leaves_nothing(

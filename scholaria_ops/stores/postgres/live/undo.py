@@ -7,16 +7,29 @@ import time
 from scholaria_ops.connections import PostgresConnection
 from scholaria_ops.errors import Refused, StoreUnavailable
 from scholaria_ops.stores.base import Context
-from scholaria_ops.stores.live import Effect, Notebook, Switched
+from scholaria_ops.stores.live import Effect, Notebook, StillKept, Switched
 from scholaria_ops.stores.postgres.live import records
 from scholaria_ops.stores.postgres.live.names import free_name
 from scholaria_ops.stores.postgres.live.records import Record
-from scholaria_ops.stores.postgres.live.server import Database, databases, drop, guarded, named, require_identity, size_for_people
+from scholaria_ops.stores.postgres.live.server import (
+    Database,
+    databases,
+    drop,
+    guarded,
+    named,
+    require_identity,
+    set_open,
+    size_for_people,
+)
 from scholaria_ops.stores.postgres.live.swap import Swap, exchange, refuse_prepared
 from scholaria_ops.stores.postgres.live.switch import kept, write_fence
 from scholaria_ops.stores.postgres.live.take_back import new_database, old_database
 from scholaria_ops.stores.postgres.live.writes import since_the_switch, unreadable
+from scholaria_ops.stores.postgres.names import quoted
 from scholaria_ops.stores.postgres.session import Session, open_session
+
+#: So many sessions are named one by one.
+_NAMED = 5
 
 
 def undo(connection: PostgresConnection, notebook: Notebook, ctx: Context) -> Switched:
@@ -50,7 +63,9 @@ def check_undo(connection: PostgresConnection, notebook: Notebook, ctx: Context)
 
 
 def discard(connection: PostgresConnection, notebook: Notebook) -> list[str]:
-    """See :meth:`scholaria_ops.stores.live.LiveStore.discard`. What bears the live name is never dropped."""
+    """See :meth:`scholaria_ops.stores.live.LiveStore.discard`. What bears the live name is never dropped, nor what somebody has
+    given another name or is at work in.
+    """
     record = records.read(notebook)
     if record is None:
         return []
@@ -65,12 +80,41 @@ def discard(connection: PostgresConnection, notebook: Notebook) -> list[str]:
                 hint="Undo the restore, or rename the one that is to be served by hand; then discard.",
                 store="postgres",
             )
-        lines = []
+        lines: list[str] = []
+        left: list[str] = []
+        hints: list[str] = []
         for database in aside:
-            size = size_for_people(session, database)
+            line = f"database {database.name}, {size_for_people(session, database)}"
+            if spared := _spared(session, record, database):
+                left.append(f"{line}, {spared[0]}")
+                hints.append(spared[1])
+                continue
             drop(session, connection, database)
-            lines.append(f"database {database.name}, {size}, removed")
-        return lines
+            lines.append(f"{line}, removed")
+    if left:
+        raise StillKept("; ".join(left), hint=" ".join(hints), store="postgres", removed=lines, kept=left)
+    return lines
+
+
+def _spared(session: Session, record: Record, database: Database) -> tuple[str, str] | None:
+    """Why somebody seems to want this database, and what to do; None if nobody does, and then nobody is let in any more."""
+    was = record.before_name if database.oid == record.old_oid else record.after_name
+    if database.name not in {was, record.new_name}:
+        return (
+            f"is not removed: it had been called {was}, and somebody has renamed it",
+            f"If nobody wants it: DROP DATABASE {quoted(database.name)}, or name it {was} again; then discard once more.",
+        )
+    set_open(session, database.name, to=False)
+    inside = session.rows(
+        "SELECT pid, coalesce(usename, '?')::text, coalesce(nullif(application_name, ''), 'no application name') FROM pg_stat_activity"
+        " WHERE datid = %s::oid AND backend_type IN ('client backend', 'walsender') ORDER BY 1",
+        (database.oid,),
+    )
+    if not inside:
+        return None
+    set_open(session, database.name, to=database.open)
+    who = ", ".join(f"process {pid} of {user} ({application})" for pid, user, application in inside[:_NAMED])
+    return f"is not removed: it is in use by {who}", f"Let them leave {database.name}, then discard once more."
 
 
 def later_writes(connection: PostgresConnection, notebook: Notebook, ctx: Context) -> tuple[Effect, ...]:
