@@ -16,7 +16,9 @@ from scholaria_ops.settings.field import named
 class PostgresSettings(BaseModel):
     """PostgreSQL."""
 
-    db_host: str = named("DB_HOST", default="localhost", description="PostgreSQL host, or the directory of its unix socket")
+    db_host: str = named(
+        "DB_HOST", default="localhost", description="PostgreSQL host, or the directory of its unix socket; no pooler in transaction mode"
+    )
     db_port: int = named("DB_PORT", default=5432, ge=1, le=65535, description="PostgreSQL port")
     db_name: str = named("DB_NAME", default="scholaria", min_length=1, description="Database to back up")
     db_user: str = named("DB_USER", default="scholaria", min_length=1, description="Role to connect as")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 APPLICATION_NAME = "scholaria-ops"
 _CONNECT_TIMEOUT_S = 10
 _CANCEL_TIMEOUT_S = 3.0
+#: A pooler of two sessions that takes turns shows both of them within two looks.
+_POOLER_LOOKS = 2
 
 #: Everything that decides how a value is printed, plus the timeouts that would end a long dump, plus two guards:
 #: an empty search path (no function of a user can slip in) and an error instead of rows hidden by row-level security.
@@ -120,7 +122,7 @@ def open_session(target: PostgresConnection, *, cancel: CancelToken | None = Non
 
     Raises:
         AuthenticationFailed: the server is there, but not for this role, password, database or address.
-        Refused: the database does not exist.
+        Refused: the database does not exist, or a pooler gives each statement to another session.
         StoreUnavailable: no server answers, or not now.
     """
     if cancel:
@@ -131,6 +133,7 @@ def open_session(target: PostgresConnection, *, cancel: CancelToken | None = Non
     try:
         with guard:
             with told(target.where, cancel):
+                _refuse_pooler(connection, target)
                 _pin(session, lock_timeout_s)
             yield session
     finally:
@@ -185,6 +188,36 @@ def _not_connected(target: PostgresConnection, exc: psycopg.OperationalError) ->
         hint="Is it running, and are DB_HOST and DB_PORT right?",
         store="postgres",
     )
+
+
+def _refuse_pooler(connection: psycopg.Connection[tuple[Any, ...]], target: PostgresConnection) -> None:
+    """See that the session on the server is ours alone, before anything is set in it that others would find there.
+
+    A server says its process id when it lets us in. A pooler says a number of its own, and in session mode all is well; in
+    transaction mode two of its clients meet in one session sooner or later, or one of them changes it.
+    """
+    pid = _process(connection)
+    if pid == connection.info.backend_pid:
+        return
+    other = _connect(target)
+    try:
+        theirs = {_process(other)}
+        ours = {pid, *(_process(connection) for _ in range(_POOLER_LOOKS))}
+        theirs |= {_process(other) for _ in range(_POOLER_LOOKS)}
+    finally:
+        other.close()
+    if len(ours) > 1 or len(theirs) > 1 or ours == theirs:
+        raise Refused(
+            f"PostgreSQL at {target.where} is reached through a connection pooler that gives each transaction to another session of the"
+            " server (PgBouncer in transaction mode, for example): locks and settings do not hold there",
+            hint="Point DB_HOST and DB_PORT at the server itself, or at a pool in session mode.",
+            store="postgres",
+        )
+
+
+def _process(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
+    row = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+    return int(row[0]) if row else 0
 
 
 def _pin(session: Session, lock_timeout_s: float) -> None:
