@@ -10,6 +10,7 @@ collection. Anything else on the server is somebody else's.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,11 +34,12 @@ _GIVE_UP = timedelta(hours=24)
 #: A request that was sent shows up in the server's telemetry within this time.
 _ARRIVAL = timedelta(seconds=5)
 _POLL_S = 0.2
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class OnServer:
-    """A snapshot as the server lists it. ``sha256`` is None on servers older than 1.8."""
+    """A snapshot as the server lists it. ``sha256`` is None on servers older than 1.8, and where no whole checksum was told."""
 
     name: str
     size_bytes: int
@@ -45,7 +47,8 @@ class OnServer:
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> OnServer:
-        return cls(str(described["name"]), int(described["size"]), described.get("checksum"))
+        told = str(described.get("checksum") or "").lower()
+        return cls(str(described["name"]), int(described["size"]), told if _SHA256.fullmatch(told) else None)
 
 
 @dataclass(frozen=True, slots=True)

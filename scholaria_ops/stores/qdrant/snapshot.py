@@ -28,6 +28,8 @@ _CLASH_WAIT_S = 1.1
 _HUNG_UP_S = 60.0
 #: What to wait, at most, for a snapshot that is being made while we are on our way out.
 CLEANUP_S = 20.0
+#: After these pauses (seconds) a server is asked once more for a checksum that it did not tell.
+_CHECKSUM_PAUSES = (0.0, 0.1, 0.5)
 #: gzip level of isal: 373 MB/s here, within a few percent of the size of zlib's default.
 _GZIP_LEVEL = 2
 
@@ -125,7 +127,7 @@ class ServerSnapshot:
 
     def _require_digest(self, digest: str) -> None:
         told = self.made.sha256
-        if told is not None and digest != told.lower():
+        if told is not None and digest != told:
             raise VerificationFailed(
                 f"the snapshot of collection {self.collection!r} arrived with other content than Qdrant sent "
                 f"(SHA-256 {digest[:16]}… instead of {told[:16]}…)",
@@ -167,11 +169,25 @@ def make(rest: Rest, ctx: Context, collection: str, *, timeout_s: float) -> Serv
     finished = datetime.now(UTC)
     try:
         ctx.ledger.update(intent.key, name=made.name)
+        made = _with_checksum(rest, ctx, collection, made)
         after = exact_count(rest, collection)
     except BaseException:
         leftovers.take_back(rest.connection, ctx, intent, made.name, patience_s=CLEANUP_S)
         raise
     return ServerSnapshot(rest, ctx, intent, made, Times(requested, finished, before, after))
+
+
+def _with_checksum(rest: Rest, ctx: Context, collection: str, made: OnServer) -> OnServer:
+    """The same, with the checksum that the server lists, where it told none with its answer.
+
+    Up to 1.16 a server reads the checksum back before it has been written for good, and now and then answers with an empty one.
+    """
+    for pause in _CHECKSUM_PAUSES if rest.takes_checksum else ():
+        if made.sha256 is not None:
+            break
+        ctx.cancel.wait(pause)
+        made = next((found for found in leftovers.listed(rest, collection) if found.name == made.name), made)
+    return made
 
 
 def _ask(rest: Rest, ctx: Context, intent: Intent, timeout_s: float) -> OnServer:

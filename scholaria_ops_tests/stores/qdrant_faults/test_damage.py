@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -58,6 +59,16 @@ def _changed(exchange: Exchange) -> None:
     exchange.answer(200, bytes(changed), headers=headers)
 
 
+def _with_checksum(told: str) -> Callable[[Exchange], None]:
+    """A server that has not written the checksum for good yet when it reads it back for its answer (Qdrant up to 1.16)."""
+
+    def answered(exchange: Exchange) -> None:
+        status, headers, body = exchange.upstream()
+        exchange.answer(status, envelope({**json.loads(body)["result"], "checksum": told}), headers=headers)
+
+    return answered
+
+
 def _error_page(exchange: Exchange) -> None:
     _, _, body = exchange.upstream()
     page = b'{"status":{"error":"Not found: Snapshot"},"time":0}'
@@ -95,6 +106,33 @@ def test_f45_a_download_that_is_cut_short_or_changed_fails_and_is_cleaned_up(
         QdrantStore(QdrantConnection(url=before.url), gzip=gzip).dump(tmp_path, SET_ID, ctx)
     assert not list(tmp_path.rglob("*.snapshot*"))
     assert open_entries(ctx) == 0
+
+
+@pytest.mark.parametrize("told", ["", "e3b0c44298fc"], ids=["empty", "cut"])
+def test_a_checksum_that_was_not_told_whole_is_looked_up_and_compared(
+    before: Proxy, tmp_path: Path, context_factory: ContextFactory, told: str
+) -> None:
+    answered = _with_checksum(told)
+
+    def rule(exchange: Exchange) -> bool:
+        if damage and is_download(exchange):
+            _changed(exchange)
+        elif is_snapshot_post(exchange):
+            answered(exchange)
+        else:
+            return False
+        return True
+
+    damage = False
+    before.rules.append(rule)
+    store = QdrantStore(QdrantConnection(url=before.url))
+    taken = store.dump(tmp_path / "sound", SET_ID, context_factory())
+    snapshot = taken.evidence.collections[DOCUMENTS].snapshot
+    assert snapshot is not None
+    assert snapshot.server_sha256 == next(a.sha256 for a in taken.artifacts if a.subject == DOCUMENTS)
+    damage = True
+    with pytest.raises(VerificationFailed, match="other content"):
+        store.dump(tmp_path / "damaged", SET_ID, context_factory())
 
 
 @pytest.fixture
