@@ -92,8 +92,9 @@ class Estate(dg.ConfigurableResource):  # type: ignore[type-arg]  # Dagster's ow
         progress = _Both(logged, outside) if outside else logged
         settings, run, instance = self.settings(), *self._run()
         actor = Actor("Dagster daemon") if run is None else actor_of(run.tags, run.run_id)
-        # A tick must not keep the daemon waiting, and whoever sits at a terminal decides himself.
-        unattended = run is not None and actor.how != COMMAND_LINE
+        # A tick must not keep the daemon waiting, and whoever sits at a terminal decides himself: his run works in his command's
+        # process, which looks on. Tags prove nothing of the kind: they can be typed.
+        unattended = run is not None and outside is None
         services = make_services(
             settings,
             cancel=cancel,

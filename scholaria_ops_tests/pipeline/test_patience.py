@@ -163,6 +163,16 @@ def test_a_command_gives_up_at_once_unless_its_own_setting_says_otherwise(
         run_job(job, instance, progress=Silent(), config=config)
 
 
+def test_a_tag_that_is_typed_into_the_launchpad_makes_no_command_of_a_run(
+    instance: dg.DagsterInstance, sets: list[BackupSet], holder: Daemon, settings_file: Path
+) -> None:
+    with settings_file.open("a") as out:
+        out.write("BACKUP_UNATTENDED_LOCK_WAIT_S=1\n")
+    facts = facts_of(instance, unattended(instance, asked_for(instance), **{STARTED_BY: "command line, kim@desk"}))
+    assert facts
+    assert "it was waited for 1" in facts.message
+
+
 def test_a_command_that_is_executed_anew_from_the_ui_waits_with_limits_of_its_own(
     instance: dg.DagsterInstance, sets: list[BackupSet], holder: Daemon, settings_file: Path
 ) -> None:
