@@ -58,6 +58,17 @@ def restore(
             "--dry-run, --undo, --discard-old, --recover and --give-up exclude each other",
             hint="Give one (or --undo or --give-up with --dry-run).",
         )
+    if undo or discard_old or recover or give_up:
+        given = {
+            "SET": reference != "latest",
+            "--component": components,
+            "--keys": keys,
+            "--from": source != "local",
+            "--no-safety": no_safety,
+            "--qdrant-in-place": qdrant_in_place,
+            "--accept-replication": accept_replication,
+        }
+        _refuse_meaningless([name for name, value in given.items() if value])
     if give_up:
         _give_up(give_up, dry_run, force, as_json)
     elif recover:
@@ -75,6 +86,15 @@ def restore(
             key_actions=dict(_key_action(k) for k in keys or ()),
         )
         _restore(reference, options, source, dry_run=dry_run, force=force, as_json=as_json)
+
+
+def _refuse_meaningless(given: list[str]) -> None:
+    """Whoever asks for one store must not get all of them."""
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} cannot be given with --undo, --discard-old, --recover or --give-up",
+            hint="These speak of a whole restore, in all stores that it restored. Leave it out.",
+        )
 
 
 def _key_action(text: str) -> tuple[str, KeyAction]:
@@ -95,6 +115,8 @@ def _restore(reference: str, options: RestoreOptions, source: str, *, dry_run: b
         raise ConfigError(f"source {source!r} does not exist", hint="Use local or offsite.")
     with showing_progress() as progress:
         here = services(progress)
+        if not dry_run:
+            _settled(here, progress)
         reference = _at_hand(here, reference) if source == "offsite" else _adopted(here, reference, options)
         # While the stores are looked at this thread imports what carrying the plan out takes.
         meanwhile = None if dry_run else functools.partial(loaded, "restore")
@@ -144,6 +166,16 @@ def show_done(journal: Journal) -> None:
     out.print("`scholaria-ops restore --undo` goes back; `scholaria-ops restore --discard-old` removes what is kept", markup=False)
 
 
+def _settled(here: Services, progress: Progress) -> None:
+    """Take back or finish a restore that was cut off: a plan made before that would not hold."""
+    from scholaria_ops.operations.restore.live import live_stores
+    from scholaria_ops.operations.restore.recover import recover_now
+
+    if Journals(here.catalogue.layout).unfinished():
+        for line in recover_now(here, live_stores(here, RestoreOptions())):
+            progress.say(line)
+
+
 def _at_hand(here: Services, reference: str) -> str:
     """The id of an offsite set that stands here now, sound."""
     from scholaria_ops.operations.offsite import at_hand
@@ -169,7 +201,10 @@ def _confirm(force: bool, question: str) -> None:
         return
     if not sys.stdin.isatty():
         raise Refused("nobody is here to confirm", hint="Add --force if you mean it; --dry-run shows the plan.")
-    if typer.prompt(question, default="no", show_default=False) != "yes":
+    answer = "no"
+    with contextlib.suppress(typer.Abort):  # Ctrl-C, or the end of the input
+        answer = typer.prompt(question, default="no", show_default=False)
+    if answer != "yes":
         raise Refused("not confirmed", hint="Nothing was touched.")
 
 
@@ -255,6 +290,8 @@ def _undo(dry_run: bool, force: bool, as_json: bool) -> None:
     with showing_progress() as progress:
         here = services(progress)
         live = live_stores(here, RestoreOptions())
+        if not dry_run:
+            _settled(here, progress)
         plan = plan_undo(here, live)
     if not as_json:
         out.print(f"The restore {plan.restore_id} of the set {plan.set_id} would be undone in {', '.join(TITLES[n] for n in plan.stores)}.")

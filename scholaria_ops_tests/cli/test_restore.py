@@ -49,6 +49,11 @@ def test_a_dry_run_shows_the_plan_and_touches_nothing(ops: Command, home: Path, 
     assert asked.returncode == 4, asked.stderr_tail
     assert "Type yes to restore" in asked.stdout.decode() + asked.stderr_tail
     assert "not confirmed" in asked.stderr_tail
+    os.write(master, b"\x04")  # Ctrl-D: the end of the input
+    asked = run([str(COMMAND), "--env-file", str(env_file), "restore"], env={"DAGSTER_HOME": str(home)}, cwd=home, check=False, stdin=slave)
+    assert asked.returncode == 4, asked.stderr_tail
+    assert "not confirmed" in asked.stderr_tail
+    assert "Traceback" not in asked.stderr_tail
     os.close(master)
     os.close(slave)
     with open_instance(home) as instance:
@@ -69,6 +74,9 @@ def test_a_dry_run_shows_the_plan_and_touches_nothing(ops: Command, home: Path, 
         (("--undo", "--dry-run", "--recover"), "exclude each other"),
         (("--undo", "--dry-run", "--discard-old"), "exclude each other"),
         (("20200101_000000",), "there is no set"),
+        (("--undo", "--component", "redis"), "--component cannot be given with --undo"),
+        (("20200101_000000", "--recover", "--no-safety"), "SET, --no-safety cannot be given with"),
+        (("--discard-old", "--from", "offsite"), "--from cannot be given with"),
     ],
 )
 def test_what_makes_no_sense_is_said_with_exit_code_2(ops: Command, words: tuple[str, ...], said: str) -> None:
@@ -113,6 +121,28 @@ def test_a_restore_that_can_never_be_settled_is_given_up_only_when_that_is_confi
     assert (document["executed"], document["give_up"]["restore_id"]) == (True, dead.id)
     assert [j.phase for j in journals.all()] == ["given_up"]
     assert ops("restore", "--give-up", dead.id, "--force").code == 2
+
+
+def test_the_next_restore_settles_one_that_was_cut_off_before_it_plans(ops: Command, tmp_path: Path) -> None:
+    assert ops("backup").code == 0
+    journals = Journals(Layout(tmp_path / "backups"))
+    at = datetime(2026, 11, 24, 2, tzinfo=UTC)
+    cut_off = Journal(
+        id="20261124_020000", set_id="20261123_020000", stores=("redis",), plan_digest="0" * 64, begun_at=at, by="ops@host", phase="begun"
+    )
+    journals.write(cut_off)
+    for words in (("--dry-run",), ("--undo", "--dry-run")):
+        refused = ops("restore", *words)
+        assert refused.code == 4
+        assert f"the restore {cut_off.id} of {cut_off.set_id} has not come to its end" in " ".join(refused.err.split())
+    undone = ops("restore", "--undo", "--force")
+    assert (undone.code, "no restore that can be undone" in undone.err) == (2, True)
+    assert [j.phase for j in journals.all()] == ["rolled_back"]
+    journals.write(cut_off)
+    done = ops("restore", "--component", "redis", "--force", "--no-safety")
+    assert done.code == 0, done.err
+    assert f"the restore {cut_off.id} of {cut_off.set_id} had been cut off; it is taken back" in " ".join(done.err.split())
+    assert [j.phase for j in journals.all()] == ["rolled_back", "done"]
 
 
 def test_a_journal_that_cannot_be_understood_is_named_with_the_way_out(ops: Command, tmp_path: Path) -> None:

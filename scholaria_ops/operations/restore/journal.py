@@ -87,6 +87,16 @@ class Journal(Model):
     ended_at: AwareDatetime | None = None
 
 
+def require_settled(journals: Journals) -> None:
+    """Raise Refused if a restore is under way or was cut off: what is planned meanwhile would not hold."""
+    if unfinished := journals.unfinished():
+        journal = unfinished[0]
+        raise Refused(
+            f"the restore {journal.id} of {journal.set_id} has not come to its end (phase {journal.phase}): a plan made now would not hold",
+            hint="Wait for it if it is under way; if it was cut off, `scholaria-ops restore --recover` takes it back or finishes it.",
+        )
+
+
 class FileNotebook:
     """One store's notebook in a file. Thread-safe; each store has one of its own."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from pydantic import AwareDatetime, Field
@@ -20,6 +21,7 @@ from scholaria_ops.files import hash_file, make_private_dir, replace_durably
 from scholaria_ops.operations.preflight import preflight
 from scholaria_ops.operations.restore.agreed import Agreed
 from scholaria_ops.operations.restore.fence import fence_of
+from scholaria_ops.operations.restore.journal import Journals, require_settled
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.restore.options import RestoreOptions
 from scholaria_ops.operations.restore.tasks import planned_effects
@@ -33,6 +35,8 @@ class RestorePlan(Agreed):
     """The plan of one restore. Its digest covers every word of it, the moment it was made included."""
 
     set_id: str
+    #: Where the set was found: a path may lead out of BACKUP_DIR.
+    directory: Path
     tier: str
     cut_at: AwareDatetime
     #: SHA-256 of the set's SHA256SUMS: the very bytes that were looked at.
@@ -136,7 +140,9 @@ def plan_restore(
     Raises:
         UsageError, VerificationFailed: as :func:`choose` says.
         StoreUnavailable, AuthenticationFailed: a live store cannot be asked.
+        Refused: another restore has not come to its end.
     """
+    require_settled(Journals(services.catalogue.layout))
     with services.context("restore-plan") as ctx:
         entry = choose(services, reference, ctx)
         backup_set = _set_of(entry)
@@ -147,10 +153,11 @@ def plan_restore(
             *_adopted_effects(backup_set.manifest, names),
             *planned_effects(live, plans, postgres.evidence if postgres else None, services.settings.postgres, ctx),
         ]
-        unsaved = _unsaved(services, names, ctx) if options.safety else {}
+        unsaved, cramped = _unsaved(services, names, ctx) if options.safety else ({}, ())
     now = services.now()
     return RestorePlan(
         set_id=backup_set.id,
+        directory=entry.directory.absolute(),
         tier=backup_set.manifest.tier,
         cut_at=backup_set.manifest.cut_at,
         sums_sha256=hash_file(entry.directory / SUMS).sha256,
@@ -162,7 +169,7 @@ def plan_restore(
         fence=fence_of(services.settings).describe(),
         after=_after(services),
         effects=tuple(effects),
-        objections=_objections(backup_set, services),
+        objections=(*_objections(backup_set, services), *cramped),
         unsaved=unsaved,
         adopted=backup_set.manifest.origin.adopted,
     )
@@ -200,12 +207,18 @@ def _store_plans(
     return {name: future.result() for name, future in futures.items()}
 
 
-def _unsaved(services: Services, names: Iterable[StoreName], ctx: Context) -> dict[StoreName, str]:
-    """What a safety set would lack. A dead store is a reason to restore, not one against it."""
-    refusals = preflight(replace(services, stores={n: services.stores[n] for n in names}), ctx).refusals
-    if cancelled := next((e for e in refusals.values() if isinstance(e, Cancelled)), None):
+def _unsaved(services: Services, names: Iterable[StoreName], ctx: Context) -> tuple[dict[StoreName, str], tuple[Objection, ...]]:
+    """What a safety set would lack, and that there is no room for it. A dead store is a reason to restore, not one against it."""
+    looked = preflight(replace(services, stores={n: services.stores[n] for n in names}), ctx)
+    if cancelled := next((e for e in looked.refusals.values() if isinstance(e, Cancelled)), None):
         raise cancelled
-    return {name: error.message for name, error in refusals.items()}
+    room = looked.room
+    cramped = (
+        (Objection(message=f"no room to save what is replaced: {room.message}", hint=room.hint or "", option="--no-safety"),)
+        if room
+        else ()
+    )
+    return {name: error.message for name, error in looked.refusals.items()}, cramped
 
 
 def _set_of(entry: Entry) -> BackupSet:
@@ -275,7 +288,7 @@ def _after(services: Services) -> tuple[str, ...]:
 
 
 class Plans:
-    """The restore plan shown last, kept so that its digest can be executed; and which one was executed already."""
+    """The restore plan shown last, kept so that its digest can be executed."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._path = catalogue.layout.state / "restore-plan.json"
@@ -298,7 +311,10 @@ class Plans:
         except ValueError:
             raise Refused(f"{self._path} cannot be understood", hint="Make a new plan.") from None
         if plan is None or len(digest) < 12 or not plan.digest.startswith(digest):
-            raise UsageError(f"{digest!r} is not the digest of the restore plan shown last", hint="Make a plan, read it, execute that one.")
+            raise UsageError(
+                f"{digest!r} is not the digest of the restore plan shown last: perhaps somebody has made another plan since",
+                hint="Make a plan, read it, execute that one.",
+            )
         require_fresh(plan, now)
         return plan
 
@@ -307,6 +323,12 @@ def require_fresh(plan: RestorePlan, now: datetime) -> None:
     """Raise Refused if the plan has expired: live stores move on, and what it says would no longer be true."""
     if now > plan.valid_until:
         raise Refused(f"the plan of {plan.made_at:%H:%M:%S} UTC has expired", hint="Make a new plan and read it.")
+
+
+def require_unspent(plan: RestorePlan, journals: Journals) -> None:
+    """Raise Refused if the plan was carried out already: what was written since would be lost, and stands in no plan."""
+    if spent := next((j for j in journals.all() if j.plan_digest == plan.digest), None):
+        raise Refused(f"this plan was carried out already, as the restore {spent.id}", hint="Make a new plan and read it.")
 
 
 def require_same_settings(plan: RestorePlan, services: Services) -> None:

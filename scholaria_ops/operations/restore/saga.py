@@ -31,6 +31,7 @@ from scholaria_ops.operations.restore.plan import (
     refuse_objections,
     require_fresh,
     require_same_settings,
+    require_unspent,
     source_of,
     typed_plans,
 )
@@ -123,10 +124,11 @@ def execute(
         require_fresh(plan, services.now())
         for line in recover(services, live, ctx):
             services.progress.say(line)
-        entry = choose(services, plan.set_id, ctx)
+        journals = Journals(services.catalogue.layout)
+        require_unspent(plan, journals)
+        entry = choose(services, str(plan.directory), ctx)
         if entry.set is None or hash_file(entry.directory / SUMS).sha256 != plan.sums_sha256:
             raise Refused(f"the set {plan.set_id} is not the one that was planned with", hint="Make a new plan.")
-        journals = Journals(services.catalogue.layout)
         safety = _safety_set(services, plan, run_id) if plan.options.safety else Safety()
         if plan.options.safety and not safety.set_id and confirm and not confirm("; ".join(safety.warnings)):
             raise Refused("not confirmed: nothing of what would be replaced can be saved", hint="Nothing was touched.")

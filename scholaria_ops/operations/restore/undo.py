@@ -11,7 +11,7 @@ from scholaria_ops.errors import Cancelled, Refused, UsageError
 from scholaria_ops.operations.restore.agreed import Agreed
 from scholaria_ops.operations.restore.fence import Fence, fence_of
 from scholaria_ops.operations.restore.ids import ids_given_out
-from scholaria_ops.operations.restore.journal import Journal, Journals
+from scholaria_ops.operations.restore.journal import Journal, Journals, require_settled
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.restore.recover import FINISHED, carry_on_undoing, naming_the_way_out, recover
 from scholaria_ops.operations.services import Services
@@ -44,10 +44,12 @@ def plan_undo(services: Services, live: LiveStores) -> UndoPlan:
 
     Raises:
         UsageError: there is no restore that can be undone.
-        Refused: a store has lost what was kept or has no room for it, so that the others must not go back either.
+        Refused: a store has lost what was kept or has no room for it, so that the others must not go back either; or another
+            restore has not come to its end.
     """
-    journal = _undoable(services)
     journals = Journals(services.catalogue.layout)
+    require_settled(journals)
+    journal = _undoable(services)
     with services.context("undo-plan") as ctx:
         effects = {name: live[name].store.later_writes(journals.notebook(journal.id, name), ctx) for name in journal.stores}
         _require_undoable(live, journals, journal, ctx)

@@ -35,7 +35,7 @@ def test_a_dead_end_names_the_command_that_shows_what_stands_closes_it_and_lets_
     here = bench()
     dead = dead_end(here)
     with pytest.raises(NotTakenBack) as caught:
-        here.execute()
+        recover_now(here.services, here.live)
     assert f"restore --give-up {dead}" in caught.value.hint
     plan = plan_give_up(here.services, here.live, dead)
     text = "\n".join(plan.lines)

@@ -290,13 +290,14 @@ def test_where_nothing_can_be_saved_it_is_asked_once_more_and_said_at_the_end(
     assert "there is no safety set: nothing of what is replaced could be saved; redis could not be saved" in asked[0]
     assert (here.steps, here.journals.all()) == ([], [])
     for confirm in (lambda _: True, None):
+        plan = here.plan(safety=True, components=("redis",))
         journal = execute(here.services, here.live, plan, confirm=confirm).journal
         assert journal.safety_set == ""
         assert journal.warnings[0] == "there is no safety set: nothing of what is replaced could be saved"
         assert journal.warnings[1].startswith("redis could not be saved before the restore: ")
     here.fails["redis"] = {"switch": unavailable("it broke")}
     with pytest.raises(RestoreFailed):
-        execute(here.services, here.live, plan)
+        here.execute(safety=True, components=("redis",))
     assert here.journals.all()[-1].warnings[0].startswith("there is no safety set"), "also where the restore fails"
 
 
