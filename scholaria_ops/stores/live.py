@@ -207,6 +207,15 @@ class LiveStore(Protocol[E, P]):
             DiskFull, StoreError: as they say.
         """
 
+    def ready(self, plan: P, notebook: Notebook, ctx: Context) -> None:
+        """Do what must come after :meth:`stage` and takes longer than a switch may, or may be refused. What is served stays as it is.
+
+        Called before the first store is switched; again once the writers are stopped, when little is left to do.
+
+        Raises:
+            Refused, VerificationFailed, StoreError: this store could not be switched, so none must be.
+        """
+
     def switch(self, plan: P, notebook: Notebook, ctx: Context) -> Switched:
         """Serve what was staged; keep what was served. On failure the caller calls :meth:`roll_back`."""
 

@@ -270,11 +270,21 @@ def _finish_one(run: _Run, name: StoreName) -> list[str]:
     return run.live[name].store.finish(run.journals.notebook(run.journal.id, name), replace(run.ctx, scratch=scratch))
 
 
+def _all_ready(run: _Run) -> None:
+    """What takes long, or may be refused, is done while every store serves what it served before."""
+    for name in run.plan.components:
+        run.services.cancel.check()
+        run.live[name].store.ready(run.plans[name], run.journals.notebook(run.journal.id, name), run.ctx)
+
+
 def _switch_all(run: _Run, after: After, backup_set: BackupSet) -> None:
     run.services.cancel.check()
+    _all_ready(run)
     run.note(phase="switching", fenced=run.fence.configured)
     fenced_at = time.monotonic()
     run.fence.stop(run.services.cancel)
+    if run.fence.configured:
+        _all_ready(run)  # what the writers have written until they stopped
     after.before_switch(run.plan.components)
     for name in run.plan.components:
         run.services.cancel.check()

@@ -70,6 +70,10 @@ class StandIn:
         notebook.write(staged=True)
         return Staged(seconds={"load": 0.1}, counts={"things": 1})
 
+    def ready(self, plan: StorePlan, notebook: Notebook, ctx: Context) -> None:
+        self._say("ready")
+        self._maybe_fail("ready")
+
     def switch(self, plan: StorePlan, notebook: Notebook, ctx: Context) -> Switched:
         self._say("switch")
         notebook.write(switching=True)

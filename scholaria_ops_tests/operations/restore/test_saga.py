@@ -41,16 +41,26 @@ def test_a_restore_stages_all_then_switches_all_and_qdrant_last(bench: BenchFact
     report = here.execute()
     assert here.served == [here.set_id] * 3
     assert sorted(here.steps[:3]) == ["postgres stage", "qdrant stage", "redis stage"]
-    assert here.steps[3:6] == [f"{n} switch" for n in STORE_NAMES]
-    assert sorted(here.steps[6:]) == sorted(f"{n} finish" for n in STORE_NAMES)
+    ready = [f"{n} ready" for n in STORE_NAMES]
+    assert here.steps[3:12] == [*ready, *ready, *(f"{n} switch" for n in STORE_NAMES)], "before the writers are stopped, and after"
+    assert sorted(here.steps[12:]) == sorted(f"{n} finish" for n in STORE_NAMES)
     assert here.writers == "running"
     assert report.journal.kept == ("old of postgres", "old of redis", "old of qdrant")
     assert report.journal.seconds["fenced"] > 0
     assert here.journals.undoable() is not None
 
 
+def test_a_store_that_is_not_ready_keeps_the_others_from_being_switched_and_the_writers_at_work(bench: BenchFactory) -> None:
+    here = bench(stop="echo stopped >> {}", start="echo started >> {}")
+    here.fails["qdrant"] = {"ready": unavailable("it cannot be copied")}
+    with pytest.raises(RestoreFailed, match=r"was taken back.*it cannot be copied"):
+        here.execute()
+    assert not [step for step in here.steps if "switch" in step]
+    assert here.writers == "running"
+
+
 @pytest.mark.parametrize("store", STORE_NAMES)
-@pytest.mark.parametrize("step", ["stage", "switch", "switch late"])
+@pytest.mark.parametrize("step", ["stage", "ready", "switch", "switch late"])
 def test_a_failure_takes_every_store_back_and_starts_the_writers(bench: BenchFactory, store: StoreName, step: str) -> None:
     here = bench()
     here.fails[store] = {step: unavailable("it broke")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Source
 from scholaria_ops.stores.qdrant import QdrantStore
-from scholaria_ops.stores.qdrant.live import QdrantLive, QdrantPlan, kept_collections
+from scholaria_ops.stores.qdrant.live import QdrantLive, QdrantPlan, kept_collections, wayback
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of
 from scholaria_ops.stores.qdrant.rest import Rest, at
 from scholaria_ops_tests.stores.qdrant_live_support import (
@@ -32,7 +33,7 @@ from scholaria_ops_tests.stores.qdrant_live_support import (
     served,
     taken,
 )
-from scholaria_ops_tests.stores.qdrant_support import drop_everything
+from scholaria_ops_tests.stores.qdrant_support import drop_everything, mixed, upsert
 
 
 def effects(plan: QdrantPlan) -> dict[tuple[str, str], int | None]:
@@ -231,6 +232,32 @@ def test_writes_while_staging_are_in_the_way_back(live: QdrantServer, source: So
     assert len(application.acknowledged[PLAIN]) > 5
     done = store.switch(plan, notebook, ctx)
     assert done.warnings == ()
+    store.undo(notebook, ctx)
+    assert served(live.connection).of(PLAIN) == before
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["writers stopped", "somebody writes on"])
+def test_a_switch_copies_nothing_once_everything_is_ready(
+    live: QdrantServer, source: Source[QdrantEvidence], tmp_path: Path, ctx: Context, monkeypatch: pytest.MonkeyPatch, later: bool
+) -> None:
+    notebook = FileNotebook(tmp_path / "notebook")
+    store = QdrantLive(live.connection)
+    plan = store.plan(source, ctx)
+    with Application(live.connection, (PLAIN,), writes=True).running():
+        store.stage(plan, source, notebook, ctx)
+        store.ready(plan, notebook, ctx)
+    store.ready(plan, notebook, ctx)
+    before = served(live.connection).of(PLAIN)
+
+    def too_late(*_: object, **__: object) -> None:
+        raise AssertionError("PostgreSQL and Redis serve the set by now: there is no time for a copy")
+
+    monkeypatch.setattr(wayback, "copy", too_late)
+    if later:
+        with Rest(live.connection) as rest:
+            upsert(rest, PLAIN, [mixed(random.Random(1), 900_001)])
+    done = store.switch(plan, notebook, ctx)
+    assert [("may lack that" in line and PLAIN in line) for line in done.warnings] == ([True] if later else [])
     store.undo(notebook, ctx)
     assert served(live.connection).of(PLAIN) == before
 

@@ -49,6 +49,9 @@ class PostgresLive:
     def stage(self, plan: PostgresPlan, source: Source[PostgresEvidence], notebook: Notebook, ctx: Context) -> Staged:
         return Stage(self.connection, plan, source, notebook, ctx, self.jobs).run()
 
+    def ready(self, plan: PostgresPlan, notebook: Notebook, ctx: Context) -> None:
+        """Nothing: a switch exchanges names."""
+
     def switch(self, plan: PostgresPlan, notebook: Notebook, ctx: Context) -> Switched:
         return switch(self.connection, plan, notebook, ctx)
 

@@ -197,6 +197,7 @@ def undo(connection: QdrantConnection, notebook: Notebook, ctx: Context, *, time
             lockout_s=round(lockout, 4),
             seconds={"switch": round(time.monotonic() - began, 4)},
             warnings=(),
+            lacking=(),
         )
         _remove_spare(rest, begun, notebook)
         return switched(rest, begun)

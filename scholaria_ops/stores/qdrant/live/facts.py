@@ -78,9 +78,13 @@ class Begun(Model):
     shelf: Mapping[str, int] = {}
     #: Collections that the application had made anew under a deleted one's name, copied aside when the restore was taken back.
     meanwhile: tuple[str, ...] = ()
+    #: Everything that takes long was done right before the first store was switched.
+    ready: bool = False
     lockout_s: float = 0.0
     seconds: Mapping[str, float] = {}
     warnings: tuple[str, ...] = ()
+    #: What ways back may lack, a line each.
+    lacking: tuple[str, ...] = ()
 
     @property
     def aliases_after(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from scholaria_ops.stores.qdrant.live.marks import MAX_FLOATS
 from scholaria_ops.stores.qdrant.live.plan import QdrantPlan, make_plan
 from scholaria_ops.stores.qdrant.live.stage import stage
 from scholaria_ops.stores.qdrant.live.standing import standing
-from scholaria_ops.stores.qdrant.live.switch import switch
+from scholaria_ops.stores.qdrant.live.switch import ready, switch
 from scholaria_ops.stores.qdrant.measure import Limits
 
 
@@ -50,6 +50,9 @@ class QdrantLive:
 
     def stage(self, plan: QdrantPlan, source: Source[QdrantEvidence], notebook: Notebook, ctx: Context) -> Staged:
         return stage(self.connection, plan, source, notebook, ctx, limits=self._limits, timeout_s=self._timeout_s)
+
+    def ready(self, plan: QdrantPlan, notebook: Notebook, ctx: Context) -> None:
+        ready(self.connection, notebook, ctx, timeout_s=self._timeout_s)
 
     def switch(self, plan: QdrantPlan, notebook: Notebook, ctx: Context) -> Switched:
         return switch(self.connection, plan, notebook, ctx, timeout_s=self._timeout_s)

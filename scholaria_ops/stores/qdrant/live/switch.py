@@ -57,6 +57,15 @@ def switch(connection: QdrantConnection, plan: QdrantPlan, notebook: Notebook, c
         return switched(rest, begun)
 
 
+def ready(connection: QdrantConnection, notebook: Notebook, ctx: Context, *, timeout_s: float) -> None:
+    """See :meth:`scholaria_ops.stores.live.LiveStore.ready`."""
+    begun = facts.read(notebook.read())
+    if begun.state == "staged":
+        with Rest(connection, cancel=ctx.cancel) as rest:
+            begun = _ready(rest, begun.model_copy(update={"ready": False}), notebook, ctx, timeout_s=timeout_s)
+            facts.write(notebook, begun, ready=True)
+
+
 def switched(rest: Rest, begun: Begun) -> Switched:
     """What was measured, and what is kept."""
     there = set(collections_of(rest))
@@ -65,7 +74,7 @@ def switched(rest: Rest, begun: Begun) -> Switched:
         for name in begun.kept
         if name in there
     )
-    return Switched(begun.lockout_s, dict(begun.seconds), kept, begun.warnings)
+    return Switched(begun.lockout_s, dict(begun.seconds), kept, (*begun.warnings, *begun.lacking))
 
 
 def _ready(rest: Rest, begun: Begun, notebook: Notebook, ctx: Context, *, timeout_s: float) -> Begun:
@@ -92,12 +101,17 @@ def _ready(rest: Rest, begun: Begun, notebook: Notebook, ctx: Context, *, timeou
                 hint="Roll back, and plan again.",
                 store="qdrant",
             )
-    warnings = list(begun.warnings)
+    warnings: list[str] = []
     for one in begun.placed:
-        if one.item.plain:
+        if not one.item.plain:
+            continue
+        if begun.ready:
+            warning = wayback.exact_until_now(rest, begun, one)
+        else:
             begun, warning = wayback.exact_way_back(rest, begun, one, notebook, ctx, timeout_s=timeout_s)
-            warnings += [warning] if warning else []
-    return facts.write(notebook, begun, warnings=tuple(warnings))
+        warnings += [warning] if warning else []
+    # Where ways back were made exact anew, it does not matter who wrote before.
+    return facts.write(notebook, begun, lacking=(*(begun.lacking if begun.ready else ()), *warnings))
 
 
 def _aliases(rest: Rest, begun: Begun) -> float:

@@ -52,6 +52,17 @@ def exact_way_back(rest: Rest, begun: Begun, one: Placed, notebook: Notebook, ct
     )
 
 
+def exact_until_now(rest: Rest, begun: Begun, one: Placed) -> str:
+    """A warning if somebody wrote since :func:`exact_way_back`. Other stores serve the set's data by now: there is no time to copy."""
+    counted = begun.writes.get(one.way_back, "")
+    if one.way_back in begun.copied and counted and writes_counted(rest) == counted:
+        return ""
+    return (
+        f"{rest.where} was written to in the very moment of the switch: the copy of collection {one.item.plain} that is kept for going "
+        f"back ({one.way_back}) may lack that"
+    )
+
+
 def _unchanged(rest: Rest, begun: Begun, one: Placed, *, fresh: bool) -> bool:
     """Nobody wrote to the server since the copy was begun, or else both hold the same points, as far as can be read in a moment."""
     counted = begun.writes.get(one.way_back, "")

@@ -155,6 +155,11 @@ class RedisLive:
                 hint="What is served was not touched. Mend the server, then roll back once more.",
             ) from cause
 
+    def ready(self, plan: RedisPlan, notebook: Notebook, ctx: Context) -> None:
+        """Raise Refused unless the server is still the one that was staged on; all else is done."""
+        with self._link.wire(ctx) as wire:
+            crossings.planned(wire, plan.identity)
+
     def switch(self, plan: RedisPlan, notebook: Notebook, ctx: Context) -> Switched:
         journal = Journal(notebook)
         crossing = journal.crossing
