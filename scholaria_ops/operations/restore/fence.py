@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from scholaria_ops.cancel import CancelToken
 from scholaria_ops.errors import ConfigError, OpsError, StoreError, ToolFailed
-from scholaria_ops.process import run
+from scholaria_ops.process import run, which
 from scholaria_ops.settings import Settings
+
+MISSING_PROGRAM = "Install it here, or correct BACKUP_FENCE_DOCKER, BACKUP_FENCE_STOP or BACKUP_FENCE_START."
 
 
 class FenceFailed(StoreError):
@@ -39,6 +41,17 @@ class Fence:
             )
         return (f"before the switch: {shlex.join(self.stop_argv)}", f"after it, whatever happened: {shlex.join(self.start_argv)}")
 
+    @property
+    def trouble(self) -> str:
+        """Why the commands cannot be run on this host; empty if their programs are there."""
+        absent = dict.fromkeys(argv[0] for argv in (self.stop_argv, self.start_argv) if argv and which(argv[0]) is None)
+        return f"{' and '.join(absent)}, which stops and starts the writers, cannot be run on this host" if absent else ""
+
+    def require_runnable(self) -> None:
+        """Raise FenceFailed if the commands cannot be run at all: nobody was stopped then, and nobody must be started."""
+        if self.trouble:
+            raise FenceFailed(self.trouble, hint=MISSING_PROGRAM)
+
     def stop(self, cancel: CancelToken) -> None:
         """Stop the writers. When that fails they are started again before the error is raised.
 
@@ -47,6 +60,7 @@ class Fence:
         """
         if not self.configured:
             return
+        self.require_runnable()
         try:
             self._run(self.stop_argv, "stop", cancel)
         except OpsError as exc:
@@ -73,7 +87,7 @@ class Fence:
             hint = (
                 "Nothing was changed. Run the command by hand to see what it says."
                 if verb == "stop"
-                else f"The application is down until somebody runs: {shlex.join(argv)}"
+                else f"The application is down until somebody runs `{shlex.join(argv)}`."
             )
             raise FenceFailed(
                 f"the writers could not be {'stopped' if verb == 'stop' else 'started again'}: {exc.message}", hint=hint

@@ -20,7 +20,7 @@ from scholaria_ops.errors import Cancelled, Refused, UsageError, VerificationFai
 from scholaria_ops.files import hash_file, make_private_dir, replace_durably
 from scholaria_ops.operations.preflight import preflight
 from scholaria_ops.operations.restore.agreed import Agreed
-from scholaria_ops.operations.restore.fence import fence_of
+from scholaria_ops.operations.restore.fence import MISSING_PROGRAM, fence_of
 from scholaria_ops.operations.restore.journal import Journals, require_settled
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.restore.options import RestoreOptions
@@ -169,7 +169,7 @@ def plan_restore(
         fence=fence_of(services.settings).describe(),
         after=_after(services),
         effects=tuple(effects),
-        objections=(*_objections(backup_set, services), *cramped),
+        objections=(*_objections(backup_set, services), *cramped, *_unstoppable(services)),
         unsaved=unsaved,
         adopted=backup_set.manifest.origin.adopted,
     )
@@ -259,6 +259,11 @@ def _objections(backup_set: BackupSet, services: Services) -> tuple[Objection, .
             ),
         )
     return ()
+
+
+def _unstoppable(services: Services) -> Iterator[Objection]:
+    if trouble := fence_of(services.settings).trouble:
+        yield Objection(message=trouble, hint=f"{MISSING_PROGRAM} BACKUP_FENCE=none restores while the writers work.")
 
 
 def _adopted_effects(manifest: Manifest, names: Iterable[StoreName]) -> Iterator[Effect]:

@@ -272,6 +272,7 @@ def _finish_one(run: _Run, name: StoreName) -> list[str]:
 
 def _all_ready(run: _Run) -> None:
     """What takes long, or may be refused, is done while every store serves what it served before."""
+    run.fence.require_runnable()
     for name in run.plan.components:
         run.services.cancel.check()
         run.live[name].store.ready(run.plans[name], run.journals.notebook(run.journal.id, name), run.ctx)

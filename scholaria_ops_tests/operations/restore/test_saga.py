@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,27 @@ def test_what_cannot_be_taken_back_is_said_and_tried_again_by_the_next_command(b
     assert "redis is back" in recover_now(here.services, here.live)
     assert here.served == ["old"] * 3
     assert recover_now(here.services, here.live) == []
+
+
+def test_a_fence_whose_program_is_not_here_is_an_objection_and_has_stopped_nobody(bench: BenchFactory, tmp_path: Path) -> None:
+    program = tmp_path / "docker"
+    program.write_text("#!/bin/sh\n")
+    here = bench()
+    settings = here.services.settings
+    fenced = {"fence_stop": f"{program} stop", "fence_start": f"{program} start"}
+    here.services = replace(here.services, settings=settings.model_copy(update=fenced))
+    (found,) = here.plan().objections
+    assert f"{program}, which stops and starts the writers, cannot be run on this host" in found.message
+    program.chmod(0o700)
+    plan = here.plan()
+    assert plan.objections == ()
+    program.unlink()  # between the plan and the switch
+    with pytest.raises(RestoreFailed, match=r"was taken back.*cannot be run on this host") as caught:
+        execute(here.services, here.live, plan)
+    assert caught.value.taken_back
+    assert "application is down" not in str(caught.value)
+    assert here.journals.unfinished() == []
+    assert not [step for step in here.steps if "switch" in step]
 
 
 def test_a_fence_that_does_not_stop_the_writers_aborts_before_anything_is_switched(bench: BenchFactory) -> None:
