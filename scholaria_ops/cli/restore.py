@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scholaria_ops.catalogue.evidence.base import STORE_NAMES
 from scholaria_ops.catalogue.sets import Kind
 from scholaria_ops.cli.common import JsonOption, SetArgument, component, loaded, run, services, when
 from scholaria_ops.cli.main import app
@@ -31,7 +32,7 @@ def restore(
     components: Annotated[
         list[str] | None, typer.Option("--component", help="postgres, redis or qdrant; may be given several times")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its consequences; change nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its consequences; touch no live store")] = False,
     force: Annotated[bool, typer.Option("--force", help="Do not ask for confirmation; needed without a terminal")] = False,
     source: Annotated[str, typer.Option("--from", help="local or offsite: where the set is taken from")] = "local",
     no_safety: Annotated[bool, typer.Option("--no-safety", help="Take no pre_restore set of what is replaced")] = False,
@@ -111,6 +112,8 @@ def _key_action(text: str) -> tuple[str, KeyAction]:
 def _restore(reference: str, options: RestoreOptions, source: str, *, dry_run: bool, force: bool, as_json: bool) -> None:
     from scholaria_ops.operations.restore.live import live_stores
 
+    if any(reference == name for name in STORE_NAMES):
+        raise UsageError(f"{reference!r} is a store, no set", hint=f"Repeat the option for each: --component … --component {reference}.")
     if source not in {"local", "offsite"}:
         raise ConfigError(f"source {source!r} does not exist", hint="Use local or offsite.")
     with showing_progress() as progress:
@@ -130,12 +133,12 @@ def _restore(reference: str, options: RestoreOptions, source: str, *, dry_run: b
         refuse_objections(plan)
         return
     refuse_objections(plan)
-    _confirm(force, f"Type yes to restore {plan.set_id} into the live stores")
+    _confirm(force, f"Type yes to restore {plan.set_id} into the live stores", as_json=as_json)
     from scholaria_ops.pipeline.origin import from_command_line
 
     with showing_progress() as progress, from_command_line(None if force else functools.partial(_confirmed_again, progress)):
         run_id = run("restore", config={"plan_of_restore": {"config": {"dry_run": False, "digest": plan.digest}}}, progress=progress)
-    journal = Journals(here.catalogue.layout).undoable()
+    journal = next((j for j in Journals(here.catalogue.layout).all() if j.run_id == run_id), None)
     if as_json:
         emit_json(
             "restore",
@@ -196,11 +199,14 @@ def _adopted(here: Services, reference: str, options: RestoreOptions) -> str:
     return found.set.id
 
 
-def _confirm(force: bool, question: str) -> None:
+def _confirm(force: bool, question: str, *, as_json: bool, look: str = "; --dry-run shows the plan") -> None:
+    """Have ``question`` answered with yes. ``look``: how one sees what would be done, for whoever cannot be asked."""
     if force:
         return
+    if as_json:
+        raise Refused("--json asks no questions, for nobody has been shown anything", hint=f"Add --force if you mean it{look}.")
     if not sys.stdin.isatty():
-        raise Refused("nobody is here to confirm", hint="Add --force if you mean it; --dry-run shows the plan.")
+        raise Refused("nobody is here to confirm", hint=f"Add --force if you mean it{look}.")
     answer = "no"
     with contextlib.suppress(typer.Abort):  # Ctrl-C, or the end of the input
         answer = typer.prompt(question, default="no", show_default=False)
@@ -307,7 +313,7 @@ def _undo(dry_run: bool, force: bool, as_json: bool) -> None:
         if as_json:
             emit_json("restore", document)
         return
-    _confirm(force, f"Type yes to undo the restore {plan.restore_id}")
+    _confirm(force, f"Type yes to undo the restore {plan.restore_id}", as_json=as_json)
     with showing_progress() as progress:
         lines = undo(services(progress), live, plan)
     if as_json:
@@ -325,7 +331,7 @@ def _discard(force: bool, as_json: bool) -> None:
     for journal in keeping if not as_json else ():
         out.print(f"{journal.id} ({journal.set_id}): {'; '.join(journal.kept) or 'files only'}", markup=False)
     if keeping:
-        _confirm(force, "Type yes to remove what these restores have kept")
+        _confirm(force, "Type yes to remove what these restores have kept", as_json=as_json, look="")
     with showing_progress() as progress:
         done = discard(services(progress), live_stores(here, RestoreOptions()))
     left = [line for d in done for line in d.left]
@@ -374,7 +380,7 @@ def _give_up(restore_id: str, dry_run: bool, force: bool, as_json: bool) -> None
         if as_json:
             emit_json("restore", document)
         return
-    _confirm(force, f"Type yes to give up the restore {plan.restore_id}")
+    _confirm(force, f"Type yes to give up the restore {plan.restore_id}", as_json=as_json)
     lines = give_up(here, plan)
     if as_json:
         emit_json("restore", {**document, "lines": lines})

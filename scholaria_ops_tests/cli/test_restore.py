@@ -43,6 +43,7 @@ def test_a_dry_run_shows_the_plan_and_touches_nothing(ops: Command, home: Path, 
     refused = ops("restore")
     assert refused.code == 4
     assert "nobody is here to confirm" in refused.err
+    assert ops("restore", "--json").code == 4, "it asks no questions"
     master, slave = os.openpty()
     os.write(master, b"no\n")
     asked = run([str(COMMAND), "--env-file", str(env_file), "restore"], env={"DAGSTER_HOME": str(home)}, cwd=home, check=False, stdin=slave)
@@ -74,6 +75,7 @@ def test_a_dry_run_shows_the_plan_and_touches_nothing(ops: Command, home: Path, 
         (("--undo", "--dry-run", "--recover"), "exclude each other"),
         (("--undo", "--dry-run", "--discard-old"), "exclude each other"),
         (("20200101_000000",), "there is no set"),
+        (("--component", "postgres", "redis"), "'redis' is a store, no set"),
         (("--undo", "--component", "redis"), "--component cannot be given with --undo"),
         (("20200101_000000", "--recover", "--no-safety"), "SET, --no-safety cannot be given with"),
         (("--discard-old", "--from", "offsite"), "--from cannot be given with"),

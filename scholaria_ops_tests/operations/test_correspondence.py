@@ -8,12 +8,15 @@ import httpx
 import psycopg
 import pytest
 
+from scholaria_ops.catalogue.sets import BackupSet
 from scholaria_ops.connections import PostgresConnection, QdrantConnection
 from scholaria_ops.operations.correspondence import correspondence, largest_point
 from scholaria_ops.operations.restore.after import After
+from scholaria_ops.operations.restore.tasks import Waiting
 from scholaria_ops.operations.services import Services
 from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops.sandbox.qdrant import QdrantServer
+from scholaria_ops.stores.redis.live import QueuedTask
 from scholaria_ops_tests.conftest import ContextFactory
 from scholaria_ops_tests.operations.conftest import ServicesFactory
 from scholaria_ops_tests.stores.postgres_support import ask
@@ -122,3 +125,37 @@ def test_a_dead_qdrant_is_told_and_no_reason_to_do_without_postgres(
     after._raise_sequences()
     assert ask(postgres, "SELECT last_value FROM public.ids") == [(3,)]
     assert "the ids that Qdrant knows could not be read" in after.told[0]
+
+
+def _queued(*numbers: int) -> Waiting:
+    tasks = [QueuedTask(db=0, queue="celery", id=str(n), name="rag.tasks.embed_context_item", args=str(n), unnamed=(n,)) for n in numbers]
+    return Waiting(tuple(tasks), len(tasks), "it will run")
+
+
+def test_ids_that_queued_tasks_speak_of_are_not_given_out_again(
+    pair: tuple[PostgresConnection, QdrantConnection], services_factory: ServicesFactory, context_factory: ContextFactory
+) -> None:
+    """The database that gave them out is gone, and no point bears them yet: the queue alone knows."""
+    postgres, qdrant = pair
+    _sql(postgres, "CREATE SEQUENCE public.ids AS integer OWNED BY public.rag_contextitem.id")
+    found = _queued(999, 2**31 - 2)
+    after = After(_services(services_factory, postgres, qdrant.url), context_factory(), tasks=lambda: found)
+    after._raise_sequences(found)
+    assert ask(postgres, "SELECT last_value FROM public.ids") == [(999,)]
+    assert "a queued task speaks of context item 2147483646, which can be no id" in after.told[0]
+
+
+def test_where_qdrant_alone_was_restored_sequences_are_raised_if_postgres_can_be_asked(
+    pair: tuple[PostgresConnection, QdrantConnection],
+    services_factory: ServicesFactory,
+    context_factory: ContextFactory,
+    pristine: BackupSet,
+) -> None:
+    postgres, qdrant = pair
+    _sql(postgres, "CREATE SEQUENCE public.ids AS integer OWNED BY public.rag_contextitem.id")
+    After(_services(services_factory, postgres, qdrant.url), context_factory()).before_writers(pristine, ("qdrant",))
+    assert ask(postgres, "SELECT last_value FROM public.ids") == [(5,)]
+    nowhere = postgres.model_copy(update={"port": 9})
+    after = After(_services(services_factory, nowhere, qdrant.url), context_factory())
+    after.before_writers(pristine, ("qdrant",))
+    assert after.told[0].startswith("ids that points bear may be given out again: ")

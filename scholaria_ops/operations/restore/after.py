@@ -15,7 +15,7 @@ from scholaria_ops.errors import OpsError, StoreError, ToolFailed
 from scholaria_ops.operations.backup import STARTED_BY_SENSOR, BackupRequest, reserve
 from scholaria_ops.operations.correspondence import correspondence
 from scholaria_ops.operations.restore.ids import ids_given_out, raise_sequences
-from scholaria_ops.operations.restore.tasks import Waiting, report_lines, without_row
+from scholaria_ops.operations.restore.tasks import Waiting, references, report_lines, without_row
 from scholaria_ops.operations.services import Services
 from scholaria_ops.process import run
 from scholaria_ops.stores.base import Context
@@ -72,9 +72,12 @@ class After:
             HookFailed: the hook did; nothing that it did elsewhere is taken back.
             StoreError: a sequence could not be raised.
         """
+        waiting = self._waiting()
         if "postgres" in stores:
-            self._raise_sequences()
-        self._judge_tasks()
+            self._raise_sequences(waiting)
+        elif "qdrant" in stores:  # points that came back may bear ids that were never given out here
+            self._raise_sequences_if_possible(waiting)
+        self._judge_tasks(waiting)
         argv = shlex.split(self.services.settings.restore_hook)
         if not argv:
             return
@@ -91,10 +94,18 @@ class After:
             ) from exc
         self.services.progress.say(f"ran {argv[0]}")
 
-    def _judge_tasks(self) -> None:
+    def _waiting(self) -> Waiting | None:
+        try:
+            return self.tasks()
+        except OpsError as exc:
+            self.services.cancel.check()
+            self.told.append(f"queued tasks could not be read, and the ids that they speak of may be given out again: {exc.message}")
+            return None
+
+    def _judge_tasks(self, found: Waiting | None) -> None:
         """Name the queued tasks whose rows are not there. They are told, not touched: what they are worth is for people to say."""
         try:
-            if found := self.tasks():
+            if found:
                 missing = without_row(self.services.settings.postgres_restore, found.tasks, cancel=self.services.cancel)
                 self.told += report_lines(missing, found)
         except OpsError as exc:
@@ -103,8 +114,16 @@ class After:
         for line in self.told:
             self.services.progress.say(line)
 
-    def _raise_sequences(self) -> None:
-        done, untold = raise_sequences(self.services, self.given_out)
+    def _raise_sequences_if_possible(self, waiting: Waiting | None) -> None:
+        try:
+            self._raise_sequences(waiting)
+        except OpsError as exc:
+            self.services.cancel.check()
+            self.told.append(f"ids that points bear may be given out again: {exc.message}")
+
+    def _raise_sequences(self, waiting: Waiting | None = None) -> None:
+        queued = references(waiting.tasks) if waiting else ()
+        done, untold = raise_sequences(self.services, self.given_out, queued)
         self.told += untold
         for line in done:
             self.services.progress.say(line)

@@ -283,7 +283,10 @@ def _adopted_effects(manifest: Manifest, names: Iterable[StoreName]) -> Iterator
 
 def _after(services: Services) -> tuple[str, ...]:
     settings = services.settings
-    lines = ["sequences go on above every id that the live database gave out and that Qdrant knows, so that no id is given out twice"]
+    lines = [
+        "sequences go on above every id that the live database gave out, that Qdrant knows or that queued tasks speak of: "
+        "none is given out twice"
+    ]
     if settings.restore_hook:
         lines.append(f"after the switch, before the writers start: {settings.restore_hook}")
     if settings.health_url:
