@@ -34,6 +34,12 @@ class FenceSettings(BaseModel):
         default="",
         description="Command that runs after the switch and before the writers start, for example alembic upgrade head",
     )
+    restore_hook_timeout_s: float = named(
+        "BACKUP_RESTORE_HOOK_TIMEOUT_S",
+        default=1800.0,
+        gt=0,
+        description="Longest time (seconds) of BACKUP_RESTORE_HOOK; one that takes longer is ended, and the restore taken back",
+    )
     health_url: str = named(
         "BACKUP_HEALTH_URL", default="", description="URL that answers 200 when the application is well; polled after a restore"
     )

@@ -85,7 +85,7 @@ class After:
             run(
                 argv,
                 cancel=self.services.cancel,
-                timeout_s=self.services.settings.fence_timeout_s,
+                timeout_s=self.services.settings.restore_hook_timeout_s,
                 secrets=self.services.settings.secrets,
             )
         except ToolFailed as exc:

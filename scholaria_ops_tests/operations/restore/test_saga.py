@@ -145,6 +145,18 @@ def test_the_hook_runs_before_the_writers_start(bench: BenchFactory, tmp_path: P
     assert seen.read_text() == "stopped\n"
 
 
+def test_a_hook_has_a_time_of_its_own(bench: BenchFactory) -> None:
+    """A migration takes longer than stopping the writers, and not for ever."""
+    here = bench(hook="sleep 3")
+    short = here.services.settings.model_copy(update={"fence_timeout_s": 2.0})
+    here.services = replace(here.services, settings=short)
+    here.execute()
+    here.services = replace(here.services, settings=short.model_copy(update={"restore_hook_timeout_s": 0.5}))
+    with pytest.raises(RestoreFailed, match=r"was taken back.*the command after the switch failed") as caught:
+        here.execute()
+    assert caught.value.taken_back
+
+
 def test_a_hook_that_fails_takes_every_store_back(bench: BenchFactory) -> None:
     here = bench(hook="sh -c 'echo migration is stuck >&2; exit 7'")
     with pytest.raises(RestoreFailed, match="migration is stuck") as caught:
