@@ -262,7 +262,9 @@ def show_plan(plan: RestorePlan, *, dry_run: bool) -> None:
     for who, objection in plan.all_objections:
         out.print(f"[bold red]against it[/] {plain(who)}: {plain(objection.message)} → {plain(objection.hint)}")
     out.print(
-        f"expected: {plan.expected_s:.0f} s beside the running application, {plan.expected_lockout_s:.1f} s without service; "
+        f"expected: {plan.expected_s:.0f} s beside the running application"
+        + (f" (by the restore {plan.measured_by}, measured here)" if plan.measured_by else "")
+        + f", {plan.expected_lockout_s:.1f} s without service; "
         f"plan {plan.digest[:12]}, valid until {plan.valid_until:%H:%M} UTC",
         markup=False,
     )

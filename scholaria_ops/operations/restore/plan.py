@@ -16,7 +16,7 @@ from scholaria_ops.catalogue.evidence.base import STORE_NAMES, StoreName
 from scholaria_ops.catalogue.layout import SUMS
 from scholaria_ops.catalogue.manifest import Adopted, Manifest
 from scholaria_ops.catalogue.sets import BackupSet, Catalogue, Entry, Kind
-from scholaria_ops.errors import Cancelled, Refused, UsageError, VerificationFailed
+from scholaria_ops.errors import Cancelled, OpsError, Refused, UsageError, VerificationFailed
 from scholaria_ops.files import hash_file, make_private_dir, replace_durably
 from scholaria_ops.operations.preflight import preflight
 from scholaria_ops.operations.restore.agreed import Agreed
@@ -56,6 +56,9 @@ class RestorePlan(Agreed):
     unsaved: Mapping[StoreName, str] = Field(default_factory=dict)
     #: The old-style set that the set was made from, if it was.
     adopted: Adopted | None = None
+    #: Seconds that staging should take by what an earlier restore of the same stores took here, and which one; 0: there was none.
+    measured_s: float = 0.0
+    measured_by: str = ""
 
     def files_of(self, store: StoreName) -> tuple[str, ...]:
         """The files that a store is restored from, as the operator knows them: of the old-style set, if it was one."""
@@ -81,8 +84,8 @@ class RestorePlan(Agreed):
 
     @property
     def expected_s(self) -> float:
-        """Seconds until the restored data are served: the stores are staged side by side."""
-        return max((p.expected_s for p in self.store_plans().values()), default=0.0)
+        """Seconds until the restored data are served: as measured here, else by the speed of another machine, stores side by side."""
+        return self.measured_s or max((p.expected_s for p in self.store_plans().values()), default=0.0)
 
     @property
     def expected_lockout_s(self) -> float:
@@ -155,7 +158,10 @@ def plan_restore(
         ]
         unsaved, cramped = _unsaved(services, names, ctx) if options.safety else ({}, ())
     now = services.now()
+    measured_s, measured_by = _measured(services, backup_set, names)
     return RestorePlan(
+        measured_s=measured_s,
+        measured_by=measured_by,
         set_id=backup_set.id,
         directory=entry.directory.absolute(),
         tier=backup_set.manifest.tier,
@@ -219,6 +225,24 @@ def _unsaved(services: Services, names: Iterable[StoreName], ctx: Context) -> tu
         else ()
     )
     return {name: error.message for name, error in looked.refusals.items()}, cramped
+
+
+def _measured(services: Services, backup_set: BackupSet, names: tuple[StoreName, ...]) -> tuple[float, str]:
+    """How long staging these stores should take by the newest restore of the same stores whose set is still here; and its id."""
+    for journal in reversed(Journals(services.catalogue.layout).all()):
+        took = journal.seconds.get("stage", 0.0)
+        if took and set(journal.stores) == set(names):
+            try:
+                entry = services.catalogue.find(journal.set_id)
+            except OpsError:
+                continue
+            if entry.set is not None and (before := _bytes(entry.set, names)):
+                return round(took * _bytes(backup_set, names) / before, 1), journal.id
+    return 0.0, ""
+
+
+def _bytes(backup_set: BackupSet, names: Iterable[StoreName]) -> int:
+    return sum(a.raw_size_bytes or a.size_bytes for name in names for a in backup_set.manifest.artifacts_of(name))
 
 
 def _set_of(entry: Entry) -> BackupSet:

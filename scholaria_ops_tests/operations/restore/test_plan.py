@@ -103,3 +103,13 @@ def test_a_disk_without_room_for_the_safety_set_is_an_objection(bench: BenchFact
     assert "no room to save what is replaced: the set may need " in found.message
     assert (found.option, "larger disk" in found.hint) == ("--no-safety", True)
     assert here.plan(safety=False).objections == ()
+
+
+def test_the_time_is_expected_by_what_an_earlier_restore_of_the_same_stores_took_here(bench: BenchFactory) -> None:
+    here = bench()
+    assert (here.plan().expected_s, here.plan().measured_by) == (1.0, ""), "by the stores' own guess"
+    journal = here.execute().journal
+    here.journals.write(journal.model_copy(update={"seconds": {**journal.seconds, "stage": 77.0}}))
+    plan = here.plan()
+    assert (plan.expected_s, plan.measured_by) == (77.0, journal.id)
+    assert here.plan(components=("redis",)).measured_by == "", "other stores take another time"
