@@ -145,6 +145,18 @@ def test_ids_that_queued_tasks_speak_of_are_not_given_out_again(
     assert "a queued task speaks of context item 2147483646, which can be no id" in after.told[0]
 
 
+def test_a_sequence_is_not_raised_above_what_its_column_can_hold(
+    pair: tuple[PostgresConnection, QdrantConnection], services_factory: ServicesFactory, context_factory: ContextFactory
+) -> None:
+    """Databases of before PostgreSQL 10 have wide sequences behind narrow columns."""
+    postgres, qdrant = pair
+    _sql(postgres, "ALTER TABLE public.rag_contextitem ALTER COLUMN id TYPE integer")
+    _sql(postgres, "CREATE SEQUENCE public.ids AS bigint OWNED BY public.rag_contextitem.id")
+    _points(qdrant.url, 2**40)
+    After(_services(services_factory, postgres, qdrant.url), context_factory())._raise_sequences(_queued(7, 2**40))
+    assert ask(postgres, "SELECT last_value FROM public.ids") == [(7,)]
+
+
 def test_where_qdrant_alone_was_restored_sequences_are_raised_if_postgres_can_be_asked(
     pair: tuple[PostgresConnection, QdrantConnection],
     services_factory: ServicesFactory,

@@ -75,13 +75,16 @@ def largest_possible(connection: PostgresConnection, table: str, column: str, *,
 
 
 def _behind(session: Session, table: str, column: str) -> tuple[str, str, int] | None:
-    """Schema, name and maximum of the sequence behind a column; None if there is no such table or no sequence."""
+    """Schema, name and maximum of the sequence behind a column, as far as the column can hold it; None if there is no such table
+    or no sequence."""
     if not session.rows("SELECT 1 WHERE to_regclass(%s) IS NOT NULL", (table,)):
         return None
     rows = session.rows(
-        "SELECT n.nspname::text, c.relname::text, s.seqmax FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " JOIN pg_sequence s ON s.seqrelid = c.oid WHERE c.oid = pg_get_serial_sequence(%s, %s)::regclass",
-        (table, column),
+        "SELECT n.nspname::text, c.relname::text, least(s.seqmax, CASE a.atttypid WHEN 'int2'::regtype THEN 32767"
+        " WHEN 'int4'::regtype THEN 2147483647 ELSE s.seqmax END) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " JOIN pg_sequence s ON s.seqrelid = c.oid JOIN pg_attribute a ON a.attrelid = to_regclass(%s) AND a.attname = %s"
+        " WHERE c.oid = pg_get_serial_sequence(%s, %s)::regclass",
+        (table, column, table, column),
     )
     return next(((schema, name, int(most)) for schema, name, most in rows), None)
 
