@@ -107,6 +107,13 @@ class ToolFailed(OpsError):
         self.stderr_tail = stderr_tail
 
 
+class ToolNotStarted(ToolFailed):
+    """A child process could not be started at all: it has done nothing."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, returncode=-1)
+
+
 class OffsiteError(OpsError):
     """The offsite target refused or failed. Permanent unless the subclass says otherwise."""
 

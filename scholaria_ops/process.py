@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from scholaria_ops.cancel import CancelToken
-from scholaria_ops.errors import SandboxError, ToolFailed
+from scholaria_ops.errors import SandboxError, ToolFailed, ToolNotStarted
 
 #: Names handed on to children; everything else must be passed explicitly.
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR")
@@ -208,7 +208,7 @@ def pipe(
             extra_groups=[] if user is not None else None,
         )
     except OSError as exc:
-        raise ToolFailed(f"cannot start {argv[0]}: {exc.strerror}", returncode=-1) from exc
+        raise ToolNotStarted(f"cannot start {argv[0]}: {exc.strerror}") from exc
     running = Pipe(child, argv, secrets, cancel)
     guard = cancel.on_cancel(running.kill) if cancel else contextlib.nullcontext()
     try:
@@ -240,7 +240,8 @@ def run(
     """Run ``argv`` to its end and return its output (at most ``max_output`` bytes are kept).
 
     Raises:
-        ToolFailed: it could not be started, ran longer than ``timeout_s``, or (with ``check``) ended with a status other than 0.
+        ToolNotStarted: it could not be started.
+        ToolFailed: it ran longer than ``timeout_s``, or (with ``check``) ended with a status other than 0.
         Cancelled: the token was cancelled; the process group has been ended.
     """
     began = time.monotonic()

@@ -5,19 +5,26 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from scholaria_ops.cancel import CancelToken
-from scholaria_ops.errors import ConfigError, OpsError, StoreError, ToolFailed
+from scholaria_ops.errors import ConfigError, OpsError, StoreError, ToolFailed, ToolNotStarted
 from scholaria_ops.process import run, which
 from scholaria_ops.settings import Settings
 
-MISSING_PROGRAM = "Install it here, or correct BACKUP_FENCE_DOCKER, BACKUP_FENCE_STOP or BACKUP_FENCE_START."
+MISSING_PROGRAM = (
+    "Put it where it was looked for, or correct BACKUP_FENCE_DOCKER, BACKUP_FENCE_COMPOSE_FILE, BACKUP_FENCE_STOP or BACKUP_FENCE_START."
+)
 
 
 class FenceFailed(StoreError):
     """The writers could not be stopped, or could not be started again. The message says which, and what ran."""
 
     code = "fence"
+
+
+class NobodyStopped(FenceFailed):
+    """The command that stops the writers could not be run at all: nobody was stopped, and nobody has to be started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,8 @@ class Fence:
     start_argv: tuple[str, ...] = ()
     timeout_s: float = 120.0
     secrets: tuple[str, ...] = ()
+    #: What the commands read.
+    compose_file: Path | None = None
 
     @property
     def configured(self) -> bool:
@@ -43,19 +52,22 @@ class Fence:
 
     @property
     def trouble(self) -> str:
-        """Why the commands cannot be run on this host; empty if their programs are there."""
+        """Why the commands cannot be run on this host; empty if their programs, and the Compose file, are there."""
+        if self.compose_file and not self.compose_file.is_file():
+            return f"the application's Compose file {self.compose_file}, by which the writers are stopped and started, is not there"
         absent = dict.fromkeys(argv[0] for argv in (self.stop_argv, self.start_argv) if argv and which(argv[0]) is None)
         return f"{' and '.join(absent)}, which stops and starts the writers, cannot be run on this host" if absent else ""
 
     def require_runnable(self) -> None:
-        """Raise FenceFailed if the commands cannot be run at all: nobody was stopped then, and nobody must be started."""
+        """Raise NobodyStopped if the commands cannot be run at all."""
         if self.trouble:
-            raise FenceFailed(self.trouble, hint=MISSING_PROGRAM)
+            raise NobodyStopped(self.trouble, hint=MISSING_PROGRAM)
 
     def stop(self, cancel: CancelToken) -> None:
         """Stop the writers. When that fails they are started again before the error is raised.
 
         Raises:
+            NobodyStopped: the command could not be run.
             FenceFailed: naming the command and its last lines.
         """
         if not self.configured:
@@ -63,6 +75,8 @@ class Fence:
         self.require_runnable()
         try:
             self._run(self.stop_argv, "stop", cancel)
+        except NobodyStopped:
+            raise
         except OpsError as exc:
             # A command that stops two services may have stopped one: nobody may stay down because of us.
             try:
@@ -84,6 +98,8 @@ class Fence:
         try:
             run(argv, cancel=cancel, timeout_s=self.timeout_s, secrets=self.secrets)
         except ToolFailed as exc:
+            if verb == "stop" and isinstance(exc, ToolNotStarted):
+                raise NobodyStopped(f"the writers could not be stopped, and nobody was: {exc.message}", hint=MISSING_PROGRAM) from exc
             hint = (
                 "Nothing was changed. Run the command by hand to see what it says."
                 if verb == "stop"
@@ -111,7 +127,7 @@ def fence_of(settings: Settings) -> Fence:
                 hint="Set BACKUP_FENCE_COMPOSE_FILE (and BACKUP_FENCE_SERVICES), or BACKUP_FENCE=none.",
             )
         docker = [*shlex.split(settings.fence_docker), "compose", "-f", str(file)]
-        return Fence((*docker, "stop", *services), (*docker, "start", *services), **common)  # type: ignore[arg-type]
+        return Fence((*docker, "stop", *services), (*docker, "start", *services), compose_file=file, **common)  # type: ignore[arg-type]
     stop, start = shlex.split(settings.fence_stop), shlex.split(settings.fence_start)
     if not stop or not start:
         raise ConfigError("the command fence needs both commands", hint="Set BACKUP_FENCE_STOP and BACKUP_FENCE_START.")

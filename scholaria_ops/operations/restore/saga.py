@@ -22,7 +22,7 @@ from scholaria_ops.errors import Cancelled, OpsError, Refused, StoreError
 from scholaria_ops.files import hash_file
 from scholaria_ops.operations.backup import BackupIncomplete, BackupRequest, backup_holding_the_lock, reserve
 from scholaria_ops.operations.restore.after import After, Aftermath
-from scholaria_ops.operations.restore.fence import Fence, FenceFailed, fence_of
+from scholaria_ops.operations.restore.fence import Fence, FenceFailed, NobodyStopped, fence_of
 from scholaria_ops.operations.restore.journal import Journal, Journals
 from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.restore.plan import (
@@ -283,7 +283,11 @@ def _switch_all(run: _Run, after: After, backup_set: BackupSet) -> None:
     _all_ready(run)
     run.note(phase="switching", fenced=run.fence.configured)
     fenced_at = time.monotonic()
-    run.fence.stop(run.services.cancel)
+    try:
+        run.fence.stop(run.services.cancel)
+    except NobodyStopped:
+        run.note(fenced=False)
+        raise
     if run.fence.configured:
         _all_ready(run)  # what the writers have written until they stopped
     after.before_switch(run.plan.components)

@@ -31,7 +31,7 @@ from scholaria_ops.stores.live import Objection
 from scholaria_ops_tests.catalogue.holder import Heard, holder_process
 from scholaria_ops_tests.operations.conftest import ServicesFactory
 from scholaria_ops_tests.operations.restore.bench import BenchFactory
-from scholaria_ops_tests.operations.restore.stand_in import unavailable
+from scholaria_ops_tests.operations.restore.stand_in import StandIn, unavailable
 from scholaria_ops_tests.operations.support import flip
 
 OPTIONS = RestoreOptions(safety=False)
@@ -111,6 +111,41 @@ def test_a_fence_whose_program_is_not_here_is_an_objection_and_has_stopped_nobod
     assert "application is down" not in str(caught.value)
     assert here.journals.unfinished() == []
     assert not [step for step in here.steps if "switch" in step]
+
+
+def test_a_fence_whose_program_cannot_be_started_has_stopped_nobody(bench: BenchFactory, tmp_path: Path) -> None:
+    program = tmp_path / "docker"
+    program.write_text(f"#!{tmp_path}/no-interpreter\n")
+    program.chmod(0o700)  # nothing is wrong with it until it is run
+    here = bench()
+    fenced = {"fence_stop": f"{program} stop", "fence_start": f"{program} start"}
+    here.services = replace(here.services, settings=here.services.settings.model_copy(update=fenced))
+    with pytest.raises(RestoreFailed, match=r"was taken back.*could not be stopped, and nobody was: cannot start") as caught:
+        here.execute()
+    assert caught.value.taken_back
+    assert "application is down" not in str(caught.value)
+    assert here.journals.unfinished() == []
+    assert not [step for step in here.steps if "switch" in step]
+
+
+def test_a_compose_file_that_is_gone_by_the_switch_has_stopped_nobody(
+    bench: BenchFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, file, ran = tmp_path / "docker", tmp_path / "compose.yml", tmp_path / "ran"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o700)
+    file.touch()
+    here = bench()
+    fenced = {"fence": "compose", "fence_docker": str(program), "fence_compose_file": file, "fence_services": "web"}
+    here.services = replace(here.services, settings=here.services.settings.model_copy(update=fenced))
+    plan = here.plan()
+    assert plan.objections == ()
+    monkeypatch.setattr(StandIn, "ready", lambda *_: file.unlink(missing_ok=True))
+    with pytest.raises(RestoreFailed, match=r"was taken back.*Compose file .*compose.yml, .* is not there") as caught:
+        execute(here.services, here.live, plan)
+    assert caught.value.taken_back
+    assert here.journals.unfinished() == []
+    assert not ran.exists()
 
 
 def test_a_fence_that_does_not_stop_the_writers_aborts_before_anything_is_switched(bench: BenchFactory) -> None:
