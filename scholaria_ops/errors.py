@@ -29,9 +29,14 @@ class OpsError(Exception):
         self.hint = hint
         self.store = store
 
-    def __str__(self) -> str:
+    @property
+    def without_hint(self) -> str:
+        """What and where, for an error that hands the hint on as its own."""
         where = f"{self.store}: " if self.store and not self.message.startswith(self.store) else ""
-        return f"{where}{self.message}" + (f" ({self.hint})" if self.hint else "")
+        return f"{where}{self.message}"
+
+    def __str__(self) -> str:
+        return self.without_hint + (f" ({self.hint})" if self.hint else "")
 
 
 class ConfigError(OpsError):

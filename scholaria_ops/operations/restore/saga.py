@@ -35,7 +35,7 @@ from scholaria_ops.operations.restore.plan import (
     source_of,
     typed_plans,
 )
-from scholaria_ops.operations.restore.recover import FINISHED, dead_end, recover, take_back
+from scholaria_ops.operations.restore.recover import FINISHED, NotTakenBack, dead_end, recover, take_back
 from scholaria_ops.operations.restore.tasks import waiting
 from scholaria_ops.operations.services import Services
 from scholaria_ops.stores.base import Context
@@ -330,9 +330,10 @@ def _taken_back(run: _Run, cause: BaseException) -> BaseException:
         with uninterrupted(FINISHED):
             back = take_back(run.services, run.live, run.journals, run.journal, ctx)
     except OpsError as second:
+        again = "" if isinstance(second, NotTakenBack) else "`scholaria-ops restore --recover` tries again. "
         return RestoreFailed(
             f"the restore of {run.plan.set_id} failed ({text}), and not everything could be taken back: {second.message}",
-            hint="`scholaria-ops restore --recover` tries again; the old data are kept. " + (second.hint or ""),
+            hint=f"The old data are kept. {again}{second.hint}".strip(),
             taken_back=False,
         )
     for line in (*back.lines, *back.warnings):
@@ -342,7 +343,7 @@ def _taken_back(run: _Run, cause: BaseException) -> BaseException:
     if isinstance(cause, Cancelled):
         return cause
     return RestoreFailed(
-        f"the restore of {run.plan.set_id} failed and was taken back; the live stores serve what they served before: {cause}"
+        f"the restore of {run.plan.set_id} failed and was taken back; the live stores serve what they served before: {cause.without_hint}"
         + "".join(f"; set aside: {line}" for line in back.kept)
         + "".join(f"; {line}" for line in back.warnings),
         hint=cause.hint or "Mend the cause and make a new plan.",

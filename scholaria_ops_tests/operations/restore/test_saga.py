@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import threading
 import time
 from dataclasses import replace
@@ -20,7 +21,7 @@ from scholaria_ops.errors import Busy, DiskFull, Refused, UsageError, Verificati
 from scholaria_ops.files import Written, hash_file, replace_durably
 from scholaria_ops.operations.restore import journal as journal_module
 from scholaria_ops.operations.restore.after import HookFailed
-from scholaria_ops.operations.restore.fence import FenceFailed
+from scholaria_ops.operations.restore.fence import FenceFailed, fence_of
 from scholaria_ops.operations.restore.options import RestoreOptions
 from scholaria_ops.operations.restore.plan import Plans, plan_restore
 from scholaria_ops.operations.restore.recover import NotTakenBack, recover_now
@@ -83,6 +84,7 @@ def test_what_cannot_be_taken_back_is_said_and_tried_again_by_the_next_command(b
     with pytest.raises(RestoreFailed, match="not everything could be taken back: redis: it is down") as caught:
         here.execute()
     assert not caught.value.taken_back
+    assert caught.value.hint.count("restore --recover") == 1
     assert here.served == ["old", here.set_id, "old"]
     with pytest.raises(NotTakenBack, match="it is down"):
         recover_now(here.services, here.live)
@@ -150,8 +152,9 @@ def test_a_compose_file_that_is_gone_by_the_switch_has_stopped_nobody(
 
 def test_a_fence_that_does_not_stop_the_writers_aborts_before_anything_is_switched(bench: BenchFactory) -> None:
     here = bench(stop="echo half > {}; exit 3")
-    with pytest.raises(RestoreFailed, match="could not be stopped"):
+    with pytest.raises(RestoreFailed, match="could not be stopped") as caught:
         here.execute()
+    assert str(caught.value).count("Run the command by hand to see what it says.") == 1
     assert not [s for s in here.steps if "switch" in s]
     assert here.served == ["old"] * 3
     assert here.writers == "running", "whoever was stopped was started again"
@@ -163,7 +166,9 @@ def test_writers_that_do_not_start_are_told_and_the_rest_is_finished_by_recover(
     here = bench(start=f"test ! -e {broken} && echo running > {{}}")
     with pytest.raises(RestoreFailed, match="is served, but the writers could not be started again") as caught:
         here.execute()
-    assert "The application is down until somebody runs" in caught.value.hint
+    command = shlex.join(fence_of(here.services.settings).start_argv)
+    told = f"The application is down until somebody runs `{command}`. Then `scholaria-ops restore --recover` finishes the rest."
+    assert caught.value.hint == told
     assert here.served == [here.set_id] * 3
     with pytest.raises(FenceFailed):
         recover_now(here.services, here.live)
@@ -197,6 +202,7 @@ def test_a_hook_that_fails_takes_every_store_back(bench: BenchFactory) -> None:
     with pytest.raises(RestoreFailed, match="migration is stuck") as caught:
         here.execute()
     assert isinstance(caught.value.__cause__, HookFailed)
+    assert str(caught.value).count("BACKUP_RESTORE_HOOK names it; run it by hand to see more.") == 1
     assert here.served == ["old"] * 3
     assert here.writers == "running"
 
