@@ -94,7 +94,7 @@ def _refuse_meaningless(given: list[str]) -> None:
     if given:
         raise UsageError(
             f"{', '.join(given)} cannot be given with --undo, --discard-old, --recover or --give-up",
-            hint="These speak of a whole restore, in all stores that it restored. Leave it out.",
+            hint="These speak of a whole restore, in all stores that it restored. Leave out what chooses among them.",
         )
 
 
@@ -112,7 +112,7 @@ def _key_action(text: str) -> tuple[str, KeyAction]:
 def _restore(reference: str, options: RestoreOptions, source: str, *, dry_run: bool, force: bool, as_json: bool) -> None:
     from scholaria_ops.operations.restore.live import live_stores
 
-    if any(reference == name for name in STORE_NAMES):
+    if reference in STORE_NAMES:
         raise UsageError(f"{reference!r} is a store, no set", hint=f"Repeat the option for each: --component … --component {reference}.")
     if source not in {"local", "offsite"}:
         raise ConfigError(f"source {source!r} does not exist", hint="Use local or offsite.")

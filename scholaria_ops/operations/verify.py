@@ -99,7 +99,7 @@ def verify(services: Services, entry: Entry, level: Level, *, run_id: str = "") 
     """
     if entry.kind is Kind.STRAY or entry.id is None:
         raise UsageError(f"{entry.directory} is no backup set: {entry.reason}")
-    if not _is_ours(services, entry):
+    if not is_ours(services, entry):
         return _verify(services, entry, entry.id, level, run_id)
     with services.audited("verify", entry.id, run_id=run_id, level=level) as audited:
         report = _verify(services, entry, entry.id, level, run_id)
@@ -153,11 +153,12 @@ def hash_check(services: Services, entry: Entry, ctx: Context) -> None:
 
 
 def _sealed_digest(services: Services, entry: Entry) -> str:
-    sealed = services.catalogue.records.last(str(entry.id), "sealed") if _is_ours(services, entry) else None
+    sealed = services.catalogue.records.last(str(entry.id), "sealed") if is_ours(services, entry) else None
     return str(sealed.detail.get("sums_sha256", "")) if sealed else ""
 
 
-def _is_ours(services: Services, entry: Entry) -> bool:
+def is_ours(services: Services, entry: Entry) -> bool:
+    """Whether the set stands in this catalogue, which has records of it."""
     return entry.directory.parent.resolve() == services.catalogue.layout.root.resolve()
 
 

@@ -4,6 +4,7 @@ The order is always the same, and every word of it is a safety rule:
 
 * ``plan`` looks and changes nothing. What it returns is shown, digested, confirmed, and is all that is carried out later.
 * ``stage`` brings the data *beside* what is served, proves them against their evidence, and leaves the served data alone.
+* ``ready`` does what a switch has no time for, or could still be refused: for every store before the first one is switched.
 * ``switch`` puts them in their place: the only moment at which the application is locked out. What was served is kept.
 * ``roll_back`` takes back whatever was begun, from any moment on, also after a SIGKILL: it looks at the server and at the
   notebook, never at the notebook alone. It may be repeated. Afterwards the store serves what it served before. What was

@@ -11,14 +11,28 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from scholaria_ops.catalogue.evidence.base import StoreName
 from scholaria_ops.catalogue.layout import Layout
-from scholaria_ops.operations.restore.journal import Journal, Journals
+from scholaria_ops.operations.restore.journal import Journal, Journals, Phase
 from scholaria_ops.pipeline.runner import open_instance
 from scholaria_ops.process import run
 from scholaria_ops.profiles.scholaria import KEY_CLASSES
 from scholaria_ops.sandbox.postgres import PostgresServer
 from scholaria_ops_tests.cli.conftest import COMMAND, Command
 from scholaria_ops_tests.stores.postgres_support import ask, database
+
+
+def of_a_restore(store: StoreName, phase: Phase) -> Journal:
+    """The journal of a restore of one store that stands at ``phase``."""
+    return Journal(
+        id="20261124_020000",
+        set_id="20261123_020000",
+        stores=(store,),
+        plan_digest="0" * 64,
+        begun_at=datetime(2026, 11, 24, 2, tzinfo=UTC),
+        by="ops@host",
+        phase=phase,
+    )
 
 
 def test_a_dry_run_shows_the_plan_and_touches_nothing(ops: Command, home: Path, env_file: Path) -> None:
@@ -96,16 +110,7 @@ def test_nothing_to_recover_and_nothing_to_discard_is_no_error(ops: Command) -> 
 
 def test_a_restore_that_can_never_be_settled_is_given_up_only_when_that_is_confirmed(ops: Command, tmp_path: Path) -> None:
     journals = Journals(Layout(tmp_path / "backups"))
-    at = datetime(2026, 11, 24, 2, tzinfo=UTC)
-    dead = Journal(
-        id="20261124_020000",
-        set_id="20261123_020000",
-        stores=("redis",),
-        plan_digest="0" * 64,
-        begun_at=at,
-        by="ops@host",
-        phase="switching",
-    )
+    dead = of_a_restore("redis", "switching")
     journals.write(dead)
     journals.notebook(dead.id, "redis").write(crossing={"number": 0, "target": "it", "pairs": [[0, 15]], "ledger": 14, "policy": ""})
     shown = ops("restore", "--give-up", dead.id, "--dry-run")
@@ -129,10 +134,7 @@ def test_a_restore_that_can_never_be_settled_is_given_up_only_when_that_is_confi
 def test_the_next_restore_settles_one_that_was_cut_off_before_it_plans(ops: Command, tmp_path: Path) -> None:
     assert ops("backup").code == 0
     journals = Journals(Layout(tmp_path / "backups"))
-    at = datetime(2026, 11, 24, 2, tzinfo=UTC)
-    cut_off = Journal(
-        id="20261124_020000", set_id="20261123_020000", stores=("redis",), plan_digest="0" * 64, begun_at=at, by="ops@host", phase="begun"
-    )
+    cut_off = of_a_restore("redis", "begun")
     journals.write(cut_off)
     for words in (("--dry-run",), ("--undo", "--dry-run")):
         refused = ops("restore", *words)
@@ -186,15 +188,7 @@ def test_a_kept_database_that_somebody_renamed_is_named_and_stays(ops: Command, 
     }
     with database(pg_server, "kept"), database(pg_server, "wanted") as wanted:
         oids = {str(name): int(str(oid)) for oid, name in ask(to, "SELECT oid, datname::text FROM pg_database")}
-        journal = Journal(
-            id="20261124_020000",
-            set_id="20261123_020000",
-            stores=("postgres",),
-            plan_digest="0" * 64,
-            begun_at=datetime(2026, 11, 24, 2, tzinfo=UTC),
-            by="ops@host",
-            phase="done",
-        )
+        journal = of_a_restore("postgres", "done")
         journals.write(journal)
         names = {"new_name": "kept_restore_20261124_020000", "before_name": before, "after_name": "kept_after_20261124_020000"}
         facts: dict[str, Any] = {"identity": str(pg_server.system_identifier), "dbname": "kept", **names}

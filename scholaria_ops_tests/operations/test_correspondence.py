@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import psycopg
@@ -143,6 +144,15 @@ def test_ids_that_queued_tasks_speak_of_are_not_given_out_again(
     after._raise_sequences(found)
     assert ask(postgres, "SELECT last_value FROM public.ids") == [(999,)]
     assert "a queued task speaks of context item 2147483646, which can be no id" in after.told[0]
+
+
+def test_tasks_that_were_not_read_are_told_where_ids_go_on(
+    pair: tuple[PostgresConnection, QdrantConnection], services_factory: ServicesFactory, context_factory: ContextFactory
+) -> None:
+    postgres, qdrant = pair
+    after = After(_services(services_factory, postgres, qdrant.url), context_factory())
+    after._raise_sequences(replace(_queued(3), total=1001))
+    assert after.told == ["1,000 queued tasks were not read: ids that they alone speak of may be given out again"]
 
 
 def test_a_sequence_is_not_raised_above_what_its_column_can_hold(

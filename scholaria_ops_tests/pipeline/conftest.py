@@ -30,6 +30,15 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 
 @pytest.fixture
+def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Settings of a site whose stores are never asked."""
+    path = tmp_path / "site.env"
+    path.write_text(f"BACKUP_DIR={tmp_path / 'backups'}\n")
+    monkeypatch.setenv(ENV_FILE_VARIABLE, str(path))
+    return path
+
+
+@pytest.fixture
 def env_file(sample_stack: SampleStack, tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An operator's settings file for the sample, in force; append to it to change a setting."""
     monkeypatch.setenv(ENV_FILE_VARIABLE, str(tmp_path / "ops.env"))

@@ -25,20 +25,10 @@ from scholaria_ops.pipeline.runner import run_job
 from scholaria_ops.pipeline.waits import WAITED
 from scholaria_ops.process import Daemon
 from scholaria_ops.progress import Silent
-from scholaria_ops.settings import ENV_FILE_VARIABLE
 from scholaria_ops_tests.catalogue.factory import make_set
 from scholaria_ops_tests.catalogue.holder import WHAT, holder_process
 
 SIX_HOURS = 6 * 3600
-
-
-@pytest.fixture
-def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Settings of a site whose stores are never asked: retention looks at the catalogue."""
-    path = tmp_path / "site.env"
-    path.write_text(f"BACKUP_DIR={tmp_path / 'backups'}\n")
-    monkeypatch.setenv(ENV_FILE_VARIABLE, str(path))
-    return path
 
 
 @pytest.fixture

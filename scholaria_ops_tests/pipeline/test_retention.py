@@ -19,19 +19,9 @@ from scholaria_ops.pipeline.resources import Estate
 from scholaria_ops.pipeline.retention import newly_verified, retention_after_backup, runs_in_flight
 from scholaria_ops.pipeline.runner import run_job
 from scholaria_ops.progress import Silent
-from scholaria_ops.settings import ENV_FILE_VARIABLE
 from scholaria_ops_tests.catalogue.factory import make_set
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Settings of a site whose stores are never asked: retention looks at the catalogue."""
-    path = tmp_path / "site.env"
-    path.write_text(f"BACKUP_DIR={tmp_path / 'backups'}\n")
-    monkeypatch.setenv(ENV_FILE_VARIABLE, str(path))
-    return path
 
 
 @pytest.fixture

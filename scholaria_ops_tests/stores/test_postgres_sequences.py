@@ -107,3 +107,11 @@ def test_a_database_that_is_read_only_by_default_or_forbids_changes_of_definitio
 def test_it_is_known_which_ids_there_can_be(live: PostgresConnection) -> None:
     found = [largest_possible(live, table, "id") for table in ("public.a", 'public."b c"', "public.plain", "public.absent")]
     assert found == [2**31 - 1, 2**15 - 1, 0, 0]
+
+
+def test_a_row_at_the_end_of_its_column_is_no_id_to_go_on_above(live: PostgresConnection) -> None:
+    """Also where the sequence behind the column is wider than the column, as those of before PostgreSQL 10 are."""
+    execute(live, "CREATE SEQUENCE wide AS bigint", "CREATE TABLE old (id int PRIMARY KEY DEFAULT nextval('wide'))")
+    execute(live, "ALTER SEQUENCE wide OWNED BY old.id", f"INSERT INTO old VALUES (7), ({2**31 - 1})")
+    assert given_out(live)[0]["public.wide"] == 7
+    assert largest_possible(live, "public.old", "id") == 2**31 - 1

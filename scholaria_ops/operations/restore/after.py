@@ -123,6 +123,8 @@ class After:
 
     def _raise_sequences(self, waiting: Waiting | None = None) -> None:
         queued = references(waiting.tasks) if waiting else ()
+        if waiting and (unread := waiting.total - len(waiting.tasks)) > 0:
+            self.told.append(f"{unread:,} queued tasks were not read: ids that they alone speak of may be given out again")
         done, untold = raise_sequences(self.services, self.given_out, queued)
         self.told += untold
         for line in done:

@@ -26,7 +26,7 @@ from scholaria_ops.operations.restore.live import LiveStores
 from scholaria_ops.operations.restore.options import RestoreOptions
 from scholaria_ops.operations.restore.tasks import planned_effects
 from scholaria_ops.operations.services import Services
-from scholaria_ops.operations.verify import hash_check
+from scholaria_ops.operations.verify import hash_check, is_ours
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Effect, Objection, Source, StorePlan
 
@@ -35,8 +35,8 @@ class RestorePlan(Agreed):
     """The plan of one restore. Its digest covers every word of it, the moment it was made included."""
 
     set_id: str
-    #: Where the set was found: a path may lead out of BACKUP_DIR.
-    directory: Path
+    #: Where the set lies, if not in BACKUP_DIR (there its id tells it, wherever that is mounted).
+    outside: Path | None = None
     tier: str
     cut_at: AwareDatetime
     #: SHA-256 of the set's SHA256SUMS: the very bytes that were looked at.
@@ -163,7 +163,7 @@ def plan_restore(
         measured_s=measured_s,
         measured_by=measured_by,
         set_id=backup_set.id,
-        directory=entry.directory.absolute(),
+        outside=None if is_ours(services, entry) else entry.directory.absolute(),
         tier=backup_set.manifest.tier,
         cut_at=backup_set.manifest.cut_at,
         sums_sha256=hash_file(entry.directory / SUMS).sha256,

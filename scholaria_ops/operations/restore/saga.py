@@ -126,7 +126,7 @@ def execute(
             services.progress.say(line)
         journals = Journals(services.catalogue.layout)
         require_unspent(plan, journals)
-        entry = choose(services, str(plan.directory), ctx)
+        entry = choose(services, str(plan.outside or plan.set_id), ctx)
         if entry.set is None or hash_file(entry.directory / SUMS).sha256 != plan.sums_sha256:
             raise Refused(f"the set {plan.set_id} is not the one that was planned with", hint="Make a new plan.")
         safety = _safety_set(services, plan, run_id) if plan.options.safety else Safety()
@@ -272,14 +272,13 @@ def _finish_one(run: _Run, name: StoreName) -> list[str]:
 
 def _all_ready(run: _Run) -> None:
     """What takes long, or may be refused, is done while every store serves what it served before."""
-    run.fence.require_runnable()
     for name in run.plan.components:
         run.services.cancel.check()
         run.live[name].store.ready(run.plans[name], run.journals.notebook(run.journal.id, name), run.ctx)
 
 
 def _switch_all(run: _Run, after: After, backup_set: BackupSet) -> None:
-    run.services.cancel.check()
+    run.fence.require_runnable()
     _all_ready(run)
     run.note(phase="switching", fenced=run.fence.configured)
     fenced_at = time.monotonic()

@@ -16,9 +16,13 @@ from scholaria_ops.stores.postgres.session import Session, open_session
 #: How long a table that somebody holds is waited for where only its largest id is wanted.
 _LOCK_PATIENCE_S = 3.0
 
+#: The largest value that sequence ``q`` can give out into column ``a``: before PostgreSQL 10 all sequences were wide.
+_MOST: LiteralString = (
+    "least(q.seqmax, CASE a.atttypid WHEN 'int2'::regtype THEN 32767 WHEN 'int4'::regtype THEN 2147483647 ELSE q.seqmax END)"
+)
 #: Tables with a key of one integer column that a sequence fills.
-_NUMBERED: LiteralString = """
-SELECT n.nspname::text, c.relname::text, a.attname::text, sn.nspname::text, s.relname::text, q.seqincrement, q.seqmax
+_NUMBERED: LiteralString = f"""
+SELECT n.nspname::text, c.relname::text, a.attname::text, sn.nspname::text, s.relname::text, q.seqincrement, {_MOST}
 FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
 JOIN pg_class s ON s.oid = pg_get_serial_sequence(format('%%I.%%I', n.nspname, c.relname), a.attname)::regclass
@@ -80,9 +84,8 @@ def _behind(session: Session, table: str, column: str) -> tuple[str, str, int] |
     if not session.rows("SELECT 1 WHERE to_regclass(%s) IS NOT NULL", (table,)):
         return None
     rows = session.rows(
-        "SELECT n.nspname::text, c.relname::text, least(s.seqmax, CASE a.atttypid WHEN 'int2'::regtype THEN 32767"
-        " WHEN 'int4'::regtype THEN 2147483647 ELSE s.seqmax END) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " JOIN pg_sequence s ON s.seqrelid = c.oid JOIN pg_attribute a ON a.attrelid = to_regclass(%s) AND a.attname = %s"
+        f"SELECT n.nspname::text, c.relname::text, {_MOST} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " JOIN pg_sequence q ON q.seqrelid = c.oid JOIN pg_attribute a ON a.attrelid = to_regclass(%s) AND a.attname = %s"
         " WHERE c.oid = pg_get_serial_sequence(%s, %s)::regclass",
         (table, column, table, column),
     )

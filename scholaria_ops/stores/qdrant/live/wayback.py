@@ -1,8 +1,9 @@
 """The way back from a plain-named collection: a copy of it beside, as exact as can be told.
 
 A collection cannot be renamed, so what a plain name stands for can be kept only as a copy. It is made while the
-application may still be writing, and made again at the switch if anybody may have written since: the server's count of
-writing requests says so where it tells one, and the exact count and the fingerprint of the ids are compared besides.
+application may still be writing, and made again before any store is switched if anybody may have written since: the
+server's count of writing requests says so where it tells one, and the exact count and the fingerprint of the ids are
+compared besides. At the switch itself, when other stores serve the set already, it is looked at only.
 """
 
 from __future__ import annotations

@@ -11,21 +11,14 @@ import pytest
 from scholaria_ops.errors import StoreUnavailable, VerificationFailed
 from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.sandbox.sandbox import Sandbox
-from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.qdrant.live import QdrantLive
 from scholaria_ops.stores.qdrant.live.marks import note
 from scholaria_ops.stores.qdrant.rest import Rest
 from scholaria_ops_tests.conftest import ContextFactory, Ports
 from scholaria_ops_tests.stores.qdrant_live_support import ALIAS, ALIASED, PLAIN, Application, FileNotebook, change, seed_two, served, taken
-from scholaria_ops_tests.stores.qdrant_support import drop_everything, fast_sandbox
+from scholaria_ops_tests.stores.qdrant_support import drop_everything
 
 SET_ID = "20241001_020000"
-
-
-@pytest.fixture(scope="module")
-def box(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with fast_sandbox(tmp_path_factory.mktemp("box"), tools) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -12,31 +12,18 @@ from scholaria_ops.connections import QdrantConnection
 from scholaria_ops.errors import DiskFull, OpsError, Refused, StoreError, VerificationFailed
 from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.sandbox.sandbox import Sandbox
-from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Source
 from scholaria_ops.stores.qdrant.live import QdrantLive
-from scholaria_ops_tests.conftest import ContextFactory
 from scholaria_ops_tests.stores.qdrant_live_support import ALIASED, PLAIN, FileNotebook, exactly, seed_two, taken
-from scholaria_ops_tests.stores.qdrant_support import Exchange, drop_everything, envelope, fast_sandbox, proxy, snapshots_left
+from scholaria_ops_tests.stores.qdrant_support import Exchange, drop_everything, envelope, proxy, snapshots_left
 
 SET_ID = "20241001_020000"
 
 
 @pytest.fixture(scope="module")
-def box(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with fast_sandbox(tmp_path_factory.mktemp("box"), tools) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def server(box: Sandbox) -> QdrantServer:
     return box.qdrant(name="qdrant-live-faults")
-
-
-@pytest.fixture
-def ctx(context_factory: ContextFactory) -> Context:
-    return context_factory()
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.qdrant.live import QdrantLive
 from scholaria_ops.stores.qdrant.measure import aliases_of, collections_of, exact_count
 from scholaria_ops.stores.qdrant.rest import Rest, at
-from scholaria_ops_tests.conftest import ContextFactory
 from scholaria_ops_tests.stores.qdrant_live_support import ALIAS, ALIASED, OTHER_ALIAS, PLAIN, FileNotebook, seed_two, served, taken
 from scholaria_ops_tests.stores.qdrant_support import fast_sandbox
 
@@ -29,11 +28,6 @@ def server(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Q
     with fast_sandbox(tmp_path_factory.mktemp("box"), tools) as box:
         # As it is told to where a damaged collection must not keep the others from being served.
         yield box.qdrant(name="damaged", config={"STORAGE__HANDLE_COLLECTION_LOAD_ERRORS": "true"})
-
-
-@pytest.fixture
-def ctx(context_factory: ContextFactory) -> Context:
-    return context_factory()
 
 
 def corrupt(server: QdrantServer, collection: str) -> None:

@@ -17,12 +17,10 @@ import pytest
 from scholaria_ops.catalogue.evidence.qdrant import QdrantEvidence
 from scholaria_ops.sandbox.qdrant import QdrantServer
 from scholaria_ops.sandbox.sandbox import Sandbox
-from scholaria_ops.sandbox.tools import Tools
 from scholaria_ops.stores.base import Context
 from scholaria_ops.stores.live import Fact, Source
 from scholaria_ops.stores.qdrant import QdrantStore
 from scholaria_ops.stores.qdrant.live import QdrantLive, copies
-from scholaria_ops_tests.conftest import ContextFactory
 from scholaria_ops_tests.stores.forked import in_a_child
 from scholaria_ops_tests.stores.qdrant_live_support import (
     ALIAS,
@@ -36,7 +34,7 @@ from scholaria_ops_tests.stores.qdrant_live_support import (
     served,
     taken,
 )
-from scholaria_ops_tests.stores.qdrant_support import Exchange, drop_everything, fast_sandbox, proxy, snapshots_left
+from scholaria_ops_tests.stores.qdrant_support import Exchange, drop_everything, proxy, snapshots_left
 
 SET_ID = "20241001_020000"
 NAMES = (ALIAS, OTHER_ALIAS, PLAIN)
@@ -60,19 +58,8 @@ class Deadly(FileNotebook):
 
 
 @pytest.fixture(scope="module")
-def box(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with fast_sandbox(tmp_path_factory.mktemp("box"), tools) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def server(box: Sandbox) -> QdrantServer:
     return box.qdrant(name="qdrant-live-kills")
-
-
-@pytest.fixture
-def ctx(context_factory: ContextFactory) -> Context:
-    return context_factory()
 
 
 @pytest.fixture
